@@ -1,0 +1,56 @@
+"""Settings that change no result: they come from the environment alone, and DVC need not see them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from mango.config.base import Frozen
+from mango.config.explain import describe, near
+from mango.errors import ConfigError
+
+PREFIX = "MANGO_"
+
+
+class Settings(Frozen):
+    """Where and how to run. Each field ``name`` is read from ``MANGO_NAME``; an empty value counts as unset."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="device that trains and evaluates")
+    cache: Path | None = Field(None, description="folder for converted and downloaded models")
+    threads: int | None = Field(None, ge=1, description="threads that torch may use")
+    tracking_uri: str | None = Field(None, description="MLflow store; by default a SQLite file beside dvc.yaml")
+    artifact_root: str | None = Field(None, description="where MLflow keeps artifacts: a folder or an s3:// address")
+    experiment: str = Field("mango", min_length=1, description="MLflow experiment that runs are filed under")
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings.
+
+        Args:
+            environ: the variables; the process's environment by default.
+
+        Raises:
+            ConfigError: one line for each variable that is unknown or has a wrong value.
+        """
+        environ = os.environ if environ is None else environ
+        known = {f"{PREFIX}{name.upper()}": name for name in cls.model_fields}
+        given: dict[str, Any] = {}
+        problems = []
+        for variable in sorted(v for v in environ if v.startswith(PREFIX) and not v.startswith("MANGO_PARAM__")):
+            if variable not in known:
+                hint = near(variable, known) or "."
+                problems.append(f"environment {variable}: unknown setting{hint} Known: {', '.join(sorted(known))}")
+            elif environ[variable]:
+                given[known[variable]] = environ[variable]
+        try:
+            settings = cls.model_validate(given)
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                problems.append(f"environment {PREFIX}{str(item['loc'][0]).upper()}: {describe(item, cls)}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return settings
