@@ -1,0 +1,91 @@
+"""Putting a finished folder into the place of another."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def aside(path: Path) -> Path:
+    """Return where the old version of ``path`` lies for the moment between two renames."""
+    return path.with_name(f".{path.name}.mango-old")
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step.
+
+    Returns:
+        False when the kernel or the filesystem cannot do it; nothing has changed then.
+
+    Raises:
+        OSError: the swap failed for another reason.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Put the finished folder ``new`` at ``path``; an old version there is removed afterwards.
+
+    With ``renameat2`` the swap is one step. Without it the old version is moved aside, and whoever opens or
+    replaces ``path`` after a crash between the two renames brings it back (:func:`recover`).
+
+    Raises:
+        OSError: the renames failed; ``path`` still holds the old version.
+    """
+    if not path.exists():
+        new.rename(path)
+        sync_folder(path.parent)
+        return
+    if exchange(new, path):
+        sync_folder(path.parent)
+        shutil.rmtree(new, ignore_errors=True)  # what stays behind is cleaned by the next replacement
+        return
+    old = aside(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Bring back the old version of ``path`` if a crash left it aside, or remove it if a newer one took its place.
+
+    Raises:
+        OSError: the old version cannot be moved back.
+    """
+    old = aside(path)
+    if not old.is_dir():
+        return
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(path)
+        sync_folder(path.parent)

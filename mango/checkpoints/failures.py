@@ -1,0 +1,51 @@
+"""What the operating system's errors mean for somebody who writes a model."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mango.errors import CheckpointError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_failure(path: Path, error: OSError) -> CheckpointError:
+    """Return the error for a person, for an operating system error met while writing ``path``."""
+    if error.errno in _NO_ROOM:
+        return CheckpointError(
+            f"{path}: no room to write ({error.strerror}); what was there before is unchanged. "
+            "Free disk space, raise the quota, or choose another folder"
+        )
+    where = error.filename or path
+    return CheckpointError(
+        f"{path}: cannot write {where} ({error.strerror or error}); check that the folder is writable"
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn operating system errors of the body into a CheckpointError that names ``path``.
+
+    Raises:
+        CheckpointError: the body met an operating system error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise write_failure(path, error) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn operating system errors of the body into a CheckpointError that names ``path``.
+
+    Raises:
+        CheckpointError: the body met an operating system error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,176 @@
+"""Lazy reading of a model folder: headers at once, weights mapped when asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mango.checkpoints.durable import recover_folder
+from mango.checkpoints.failures import reading
+from mango.checkpoints.headers import TensorInfo, read_header
+from mango.errors import CheckpointError, IntegrityError, UnsafeFileError
+from mango.tensors import torch_dtype
+
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """The weights and the configuration of an ordinary model folder, in one file or in shards.
+
+    Opening reads and checks every header. Tensors are mapped: their bytes are read when they are used, and changes
+    to them stay private to this process.
+    """
+
+    def __init__(self, folder: Path, tensors: dict[str, TensorInfo]) -> None:
+        """Use :meth:`open`, which reads and checks the headers."""
+        self.folder = folder
+        self._tensors = dict(sorted(tensors.items()))
+        self._mapped: dict[Path, torch.Tensor] = {}
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Checkpoint:
+        """Open a folder that holds ``model.safetensors`` or its shards and index.
+
+        Raises:
+            CheckpointError: there is no such folder, or it holds no safetensors weights.
+            IntegrityError: a shard is missing or damaged, or tensors are missing, surplus or in two shards.
+            UnsafeFileError: the index points outside of the folder, or a header was made to mislead.
+        """
+        folder = Path(folder)
+        recover_folder(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such model folder; check the path or run the stage that writes it")
+        if (folder / SINGLE_NAME).is_file():
+            return cls(folder, read_header(folder / SINGLE_NAME))
+        if (folder / INDEX_NAME).is_file():
+            return cls(folder, _read_shards(folder))
+        if others := sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}):
+            raise CheckpointError(
+                f"{folder}: holds {others[0]} but no safetensors weights; pickled weights can run code and are not "
+                f"read. Convert them to {SINGLE_NAME} first"
+            )
+        raise CheckpointError(f"{folder}: holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors, sorted."""
+        return list(self._tensors)
+
+    def infos(self) -> list[TensorInfo]:
+        """Return where all tensors lie, sorted by name."""
+        return list(self._tensors.values())
+
+    def files(self) -> list[Path]:
+        """Return the weight files, sorted."""
+        return sorted({info.file for info in self._tensors.values()})
+
+    def info(self, name: str) -> TensorInfo:
+        """Return where a tensor lies.
+
+        Raises:
+            CheckpointError: there is no tensor of that name.
+        """
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.folder}: holds no tensor {name!r} ({len(self._tensors)} others)") from None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU whose bytes are read from the file when they are used.
+
+        Returns:
+            A tensor of the stored shape and type.
+
+        Raises:
+            CheckpointError: there is no tensor of that name, or the file cannot be mapped.
+        """
+        info = self.info(name)
+        dtype = torch_dtype(info.dtype)
+        if info.start == info.end:
+            return torch.empty(info.shape, dtype=dtype)
+        raw = self._map(info.file)[info.start : info.end]
+        if info.start % dtype.itemsize:
+            raw = raw.clone()  # the file does not align it, and torch cannot view it in place
+        return raw.view(dtype).view(info.shape)
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of ``config.json``.
+
+        Raises:
+            CheckpointError: it is missing or malformed.
+        """
+        return read_json(self.folder / "config.json")
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a tensor of that name."""
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names, sorted."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        """Name the folder."""
+        return f"Checkpoint({str(self.folder)!r}, {len(self)} tensors)"
+
+    def _map(self, file: Path) -> torch.Tensor:
+        if file not in self._mapped:
+            with reading(file):
+                size = file.stat().st_size
+            if size != max(info.end for info in self._tensors.values() if info.file == file):
+                raise IntegrityError(f"{file}: changed since it was opened; open the checkpoint again")
+            self._mapped[file] = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+        return self._mapped[file]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        CheckpointError: the file is missing, malformed, or holds no object.
+    """
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: holds a {type(document).__name__}; a JSON object was wanted")
+    return document
+
+
+def _read_shards(folder: Path) -> dict[str, TensorInfo]:
+    index = folder / INDEX_NAME
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise IntegrityError(f"{index}: has no weight_map; copy or download the model again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file or file in {"", ".", ".."} or "\\" in file:
+            raise UnsafeFileError(f"{index}: puts {name!r} into {file!r}; a shard lies beside its index")
+        if not file.endswith(".safetensors"):
+            raise UnsafeFileError(f"{index}: puts {name!r} into {file!r}, which is no safetensors file")
+    tensors: dict[str, TensorInfo] = {}
+    for file in sorted(set(weight_map.values())):
+        if not (folder / file).is_file():
+            raise IntegrityError(f"{folder / file}: shard is missing; copy or download the model again")
+        found = read_header(folder / file)
+        wanted = {name for name, place in weight_map.items() if place == file}
+        if missing := sorted(wanted - set(found)):
+            raise IntegrityError(f"{folder / file}: lacks {_some(missing)} that {INDEX_NAME} puts there")
+        if surplus := sorted(set(found) - wanted):
+            raise IntegrityError(f"{folder / file}: holds {_some(surplus)} that {INDEX_NAME} does not put there")
+        tensors.update(found)
+    return tensors
+
+
+def _some(names: list[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")

@@ -1,0 +1,171 @@
+"""Writing weights one tensor at a time: the headers first, then the bytes at their offsets."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mango.checkpoints.durable import write_file
+from mango.checkpoints.failures import writing
+from mango.checkpoints.reader import INDEX_NAME, SINGLE_NAME
+from mango.errors import CheckpointError
+from mango.tensors import DTYPES, item_bytes, torch_dtype
+
+DEFAULT_SHARD_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that is to be written.
+
+    Attributes:
+        name: its name in the checkpoint.
+        dtype: the safetensors name of its element type, such as ``"BF16"``.
+        shape: its extents.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of its data in bytes."""
+        return self.num_elements * item_bytes(self.dtype)
+
+
+Produce = Callable[[str], torch.Tensor | Iterable[torch.Tensor]]
+"""Returns a tensor by name, whole or as consecutive pieces of its flattened elements."""
+
+
+def write_tensors(
+    folder: Path | str,
+    specs: Sequence[TensorSpec],
+    produce: Produce,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write a checkpoint's weights with no more than one produced tensor, or one piece of it, in memory.
+
+    The space for each file is reserved before anything is computed, so a full disk is found at once. Use it inside
+    :func:`mango.checkpoints.replace_folder` to keep an older version intact.
+
+    Args:
+        folder: an existing folder.
+        specs: what is to be written. A tensor larger than a shard has a shard of its own.
+        produce: called once for each name; returns the tensor on the CPU in its type and shape, or an iterable of
+            flat pieces of it, in order.
+        max_shard_bytes: a shard's data does not exceed it; more than one shard means an index beside them.
+        metadata: entries for the files' metadata; ``format: pt`` is always there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: a spec is repeated or of an unknown type, a produced tensor is not as its spec says, or the
+            files cannot be written.
+    """
+    folder = Path(folder)
+    _check_specs(folder, specs)
+    shards = _split(specs, max_shard_bytes)
+    if len(shards) == 1:
+        files = [folder / SINGLE_NAME]
+    else:
+        files = [folder / f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        with writing(file):
+            _write_shard(file, shard, produce, {"format": "pt", **(metadata or {})})
+    if len(shards) > 1:
+        weight_map = {spec.name: file.name for file, shard in zip(files, shards, strict=True) for spec in shard}
+        total = {"total_size": sum(spec.num_bytes for spec in specs)}
+        text = json.dumps({"metadata": total, "weight_map": weight_map}, indent=1, sort_keys=True) + "\n"
+        write_file(folder / INDEX_NAME, text)
+        files.append(folder / INDEX_NAME)
+    return files
+
+
+def _check_specs(folder: Path, specs: Sequence[TensorSpec]) -> None:
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.name in seen:
+            raise CheckpointError(f"{folder}: tensor {spec.name!r} is to be written twice")
+        if not spec.name or not spec.name.isprintable() or spec.name == "__metadata__":
+            raise CheckpointError(f"{folder}: {spec.name!r} cannot be the name of a tensor")
+        if spec.dtype not in DTYPES:
+            raise CheckpointError(f"{folder}: {spec.name!r} has type {spec.dtype!r}; known: {', '.join(DTYPES)}")
+        seen.add(spec.name)
+
+
+def _split(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
+    shards: list[list[TensorSpec]] = [[]]
+    room = max_shard_bytes
+    for spec in specs:
+        if spec.num_bytes > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(spec)
+        room -= spec.num_bytes
+    # The widest types come first, so that every tensor is aligned and can be mapped in place.
+    return [sorted(shard, key=lambda spec: -item_bytes(spec.dtype)) for shard in shards]
+
+
+def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    position = 0
+    for spec in specs:
+        end = position + spec.num_bytes
+        entries[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write_shard(file: Path, specs: Sequence[TensorSpec], produce: Produce, metadata: Mapping[str, str]) -> None:
+    header = _header(specs, metadata)
+    size = len(header) + sum(spec.num_bytes for spec in specs)
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, size)
+        stream.write(header)
+        for spec in specs:
+            produced = produce(spec.name)
+            if isinstance(produced, torch.Tensor):
+                if tuple(produced.shape) != spec.shape:
+                    raise CheckpointError(
+                        f"{file}: {spec.name!r} was produced as {list(produced.shape)}, not {list(spec.shape)}"
+                    )
+                produced = (produced,)
+            written = 0
+            for piece in produced:
+                if piece.dtype != torch_dtype(spec.dtype) or piece.device.type != "cpu":
+                    found = f"{piece.dtype} on {piece.device}"
+                    raise CheckpointError(f"{file}: {spec.name!r} was produced as {found}, not {spec.dtype} on cpu")
+                written += piece.numel()
+                if written > spec.num_elements:
+                    break
+                if piece.numel():
+                    stream.write(_as_bytes(piece))
+            if written != spec.num_elements:
+                raise CheckpointError(
+                    f"{file}: {spec.name!r} was produced with {written} elements or more, not {spec.num_elements}"
+                )
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _as_bytes(piece: torch.Tensor) -> memoryview:
+    flat = piece.detach().contiguous().view(-1).view(torch.uint8)
+    return flat.numpy().data
