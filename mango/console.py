@@ -19,6 +19,12 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def error(problem: BaseException | str) -> None:
+    """Write an error to stderr: one ``error:`` line for each problem that its message lists."""
+    for line in str(problem).splitlines() or [type(problem).__name__]:
+        note(f"error: {line}")
+
+
 def result(text: str) -> None:
     """Write a result to stdout."""
     print(text, flush=True)
@@ -30,10 +36,18 @@ def result_json(value: Any) -> None:
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """Return an aligned text table; numbers are right-aligned."""
-    cells = [[str(c) for c in header]] + [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    """Return an aligned text table; columns of numbers are right-aligned.
+
+    Args:
+        rows: cells, as many in each row as in the header; floats are shown with three decimals, None as ``-``.
+        header: names of the columns.
+
+    Returns:
+        Lines without trailing spaces, joined by newlines.
+    """
+    cells = [[str(name) for name in header], *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    numeric = [all(isinstance(row[i], int | float) or row[i] in ("", "-") for row in rows) for i in range(len(header))]
+    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         parts = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
@@ -43,20 +57,42 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
 
 
 def progress(items: Iterable[T], what: str, total: int, every_s: float = 10.0) -> Iterator[T]:
-    """Yield ``items`` and show how far it is: a bar on a terminal, a line at intervals elsewhere."""
+    """Yield ``items`` and show on stderr how far it is: a bar on a terminal, a line at intervals elsewhere.
+
+    Args:
+        items: what is worked through.
+        what: name of the work.
+        total: how many items there are.
+        every_s: seconds between lines when stderr is no terminal.
+    """
     terminal = sys.stderr.isatty()
     start = shown = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if terminal and (now - shown > 0.1 or done == total):
-            filled = int(30 * done / max(total, 1))
-            left = (now - start) / done * (total - done)
-            sys.stderr.write(f"\r{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total} {left:.0f} s left ")
-            sys.stderr.flush()
-            shown = now
-        elif not terminal and now - shown > every_s:
-            note(f"{what}: {done}/{total}")
-            shown = now
-    if terminal:
-        sys.stderr.write("\n")
+    drawn = False
+    try:
+        for done, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            if terminal and (now - shown > 0.1 or done == total):
+                filled = int(30 * done / max(total, 1))
+                left_s = (now - start) / done * max(total - done, 0)
+                sys.stderr.write(
+                    f"\r{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total} {left_s:.0f} s left\x1b[K"
+                )
+                sys.stderr.flush()
+                shown, drawn = now, True
+            elif not terminal and now - shown > every_s:
+                note(f"{what}: {done}/{total}")
+                shown = now
+    finally:
+        if drawn:
+            note("")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value: object) -> bool:
+    return value in ("", "-", None) or (isinstance(value, int | float) and not isinstance(value, bool))

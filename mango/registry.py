@@ -6,7 +6,6 @@ A built-in part registers with a decorator. Another package registers through th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -14,6 +13,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
+from mango.config import near
 from mango.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
@@ -45,6 +45,10 @@ class Registry(Generic[T]):
     def register(self, name: str, params: type[BaseModel]) -> Callable[[T], T]:
         """Return a decorator that registers a part under ``name`` with its parameter model.
 
+        Args:
+            name: what a configuration calls the part.
+            params: model of the part's own parameters.
+
         Raises:
             ConfigError: the name is taken.
         """
@@ -62,7 +66,13 @@ class Registry(Generic[T]):
             return
         self._loaded_entry_points = True
         for point in sorted(entry_points(group=f"mango.{self.kind}"), key=lambda p: p.name):
-            point.load()  # importing the module runs its register() decorators
+            try:
+                point.load()  # importing the module runs its register() decorators
+            except (ImportError, AttributeError) as error:
+                package = point.dist.name if point.dist else "a package"
+                raise ConfigError(
+                    f"{self.noun} {point.name!r} of {package} cannot be imported from {point.value!r}: {error}"
+                ) from error
 
     def entry(self, name: str) -> Entry[T]:
         """Return the entry called ``name``.
@@ -73,8 +83,7 @@ class Registry(Generic[T]):
         if name not in self._entries:
             self._load_entry_points()
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self.names(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            hint = near(name, self.names()) or "."
             raise UnknownNameError(f"unknown {self.noun} {name!r}{hint} Known: {', '.join(self.names())}")
         return self._entries[name]
 

@@ -106,6 +106,9 @@ def _parse(text: str, name: str) -> Any:
 def _plain(value: Any, key: Key, name: str, lines: dict[Key, int], budget: Iterator[int]) -> Any:
     if next(budget, None) is None:
         raise ConfigError(f"{name}: stands for more than {MAX_VALUES} values once its aliases are followed")
+    tag = getattr(getattr(value, "tag", None), "value", None)
+    if tag is not None:
+        raise ConfigError(f"{name}: {'.'.join(map(str, key)) or 'it'} has the YAML tag {tag}: leave the tag out")
     if isinstance(value, dict):
         _note_lines(value, key, lines)
         plain = {}
@@ -121,14 +124,15 @@ def _plain(value: Any, key: Key, name: str, lines: dict[Key, int], budget: Itera
         return [_plain(inner, (*key, i), name, lines, budget) for i, inner in enumerate(value)]
     if value is None or isinstance(value, bool):
         return value
+    if type(value).__name__ == "ScalarBoolean":  # an int to isinstance: ruamel's form of a truth value with an anchor
+        return bool(value)
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)  # drops the round-trip subclass that remembers quotes and notation
     if isinstance(value, datetime.date):
         return value.isoformat()
-    if hasattr(value, "__bool__") and type(value).__name__ == "ScalarBoolean":
-        return bool(value)
-    raise ConfigError(f"{name}: {'.'.join(map(str, key))} is a YAML {type(value).__name__}; wanted text, number or list")
+    found = f"{'.'.join(map(str, key)) or 'it'} is a YAML {type(value).__name__}"
+    raise ConfigError(f"{name}: {found}; wanted text, a number, a truth value, a list or a section")
 
 
 def _note_lines(value: Any, key: Key, lines: dict[Key, int]) -> None:

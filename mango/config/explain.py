@@ -12,6 +12,14 @@ from pydantic import BaseModel
 from mango.config.base import ContradictionError
 from mango.config.document import Key
 
+_PLAIN = (
+    ("Input should be an object", "wanted a section of KEY: VALUE"),
+    ("Input should be a valid array", "wanted a list"),
+    ("Input should be a valid", "wanted a valid"),
+    ("Input should be", "must be"),
+)
+"""What pydantic says of JSON, in the words of a YAML file."""
+
 
 def near(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word nearest to ``word``, or nothing."""
@@ -45,6 +53,8 @@ def describe(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
         expected = error["ctx"]["expected"]
         words = expected.replace("'", "").replace(" or ", ", ").split(", ")
         return f"{shown(found)} is not {expected}{near(str(found), words)}"
+    for technical, plain in _PLAIN:
+        message = message.replace(technical, plain)
     return f"{shown(found)}: {message[:1].lower()}{message[1:]}"
 
 

@@ -75,11 +75,11 @@ def validate(schema: type[F], document: Document, overrides: Sequence[Override] 
         try:
             value = schema.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            found = [(key, message) for key, message in _problems(error, schema, data_given, wrong)]
-            problems += [(key, message) for key, message in found]
-            fresh = [key for key, _ in found if _remove(data, key)]
+            found = list(_problems(error, schema, data_given, wrong))
+            problems += found
             wrong += [key for key, _ in found]
-            if fresh:
+            removed = [_remove(data, key) for key, _ in found]
+            if any(removed):
                 continue  # without the wrong values, what else is wrong?
         break
     if problems:
@@ -176,11 +176,7 @@ def _by_line(text: str) -> tuple[str, int, str]:
 
 
 def _has(data: Any, key: Key) -> bool:
-    for part in key:
-        if not (isinstance(data, dict) and part in data) and not (isinstance(data, list) and isinstance(part, int)):
-            return False
-        data = data[part]
-    return True
+    return _present(key, data, leaf_missing=False) == key
 
 
 def _parts(key: str) -> Key:

@@ -1,0 +1,128 @@
+"""The ``mango`` command and how it fails: one ``error:`` line and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import mango
+from mango import console
+from mango.errors import MangoError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of SIGINT."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command is and what the list of commands says of it.
+
+    Args:
+        target: ``module:attribute``, a function or a Typer app. A string, so that the list costs no import; and so
+            that a command may live above this package, beside the schema that it shows, without an upward import.
+        summary: the first line of its help.
+    """
+
+    target: str
+    summary: str
+
+
+COMMANDS = {
+    "inspect": Command("mango.cli.blocks:inspect", "Show where a model keeps its blocks and what they measure."),
+    "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
+    "merge": Command("mango.cli.merging:merge", "Merge models of one shape by a YAML document into a checkpoint."),
+    "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
+    "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),
+    "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),
+    "sync": Command("mango.cli.registry:sync", "Give experiments that ran nothing, or elsewhere, their runs."),
+    "ui": Command("mango.cli.registry:ui", "Open the tracking pages in small form."),
+    "config": Command("stages.show:config", "Show every parameter with its value and where that came from."),
+    "data": Command("mango.cli.data:app", "Look after the corpus."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands without importing them."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, command in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=command.summary, rich_markup_mode=None))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that is about to run, in the place of its entry in the list."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(str(name)), rest
+
+
+def load_command(name: str) -> Any:
+    """Import a command and return it as Click runs it."""
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    part = getattr(importlib.import_module(module), attribute)
+    if not isinstance(part, typer.Typer):
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name)(part)
+        part = single
+    return typer.main.get_command(part)
+
+
+app = typer.Typer(
+    cls=LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.result(mango.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def mango_command(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    """Compose new language models out of pretrained ones."""
+    del version, debug  # --version has run by now; main() looks for --debug itself, to know it when parsing fails too
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the ``mango`` command and exit: 0 when done, 2 on an error that the user can act on, 130 on Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(typer.main.get_command(app), given, "mango"))
+
+
+def run(command: Any, arguments: Sequence[str], name: str) -> int:
+    """Run a Click command and return its exit code; an error becomes ``error:`` lines on stderr.
+
+    Args:
+        command: what `typer.main.get_command` returns.
+        arguments: the command line after the program's name; ``--debug`` in it shows tracebacks.
+        name: the program's name in usage lines.
+
+    Returns:
+        0, or 2 for an error that the user can act on, or 130 after Ctrl-C.
+    """
+    try:
+        command.main(args=list(arguments), prog_name=name)
+    except SystemExit as stop:  # how Click ends, a wrong option and Ctrl-C included
+        if stop.code == INTERRUPTED:
+            console.note("interrupted: nothing was replaced")
+        return stop.code if isinstance(stop.code, int) else 0
+    except (MangoError, OSError) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        console.error(_os_problem(error) if isinstance(error, OSError) else error)
+        return 2
+    return 0
+
+
+def _os_problem(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
