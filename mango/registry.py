@@ -49,13 +49,16 @@ class Registry(Generic[T]):
             name: what a configuration calls the part.
             params: model of the part's own parameters.
 
+        Returns:
+            The decorator; it gives the part back unchanged.
+
         Raises:
             ConfigError: the name is taken.
         """
+        if name in self._entries:
+            raise ConfigError(f"{self.noun} {name!r} is registered twice: choose another name")
 
         def decorate(part: T) -> T:
-            if name in self._entries:
-                raise ConfigError(f"{self.noun} {name!r} is registered twice: choose another name")
             self._entries[name] = Entry(name, part, params)
             return part
 
@@ -76,6 +79,12 @@ class Registry(Generic[T]):
 
     def entry(self, name: str) -> Entry[T]:
         """Return the entry called ``name``.
+
+        Args:
+            name: what a configuration calls the part.
+
+        Returns:
+            The part and its parameter model.
 
         Raises:
             UnknownNameError: nothing of that name is registered; the message lists near and known names.

@@ -77,8 +77,8 @@ def validate(schema: type[F], document: Document, overrides: Sequence[Override] 
         except ValidationError as error:
             found = list(_problems(error, schema, data_given, wrong))
             problems += found
-            wrong += [key for key, _ in found]
             removed = [_remove(data, key) for key, _ in found]
+            wrong += [key for key, _ in found] + removed
             if any(removed):
                 continue  # without the wrong values, what else is wrong?
         break
@@ -135,17 +135,21 @@ def _present(loc: Key, data: Any, *, leaf_missing: bool) -> Key:
     return tuple(kept)
 
 
-def _remove(data: Any, key: Key) -> bool:
-    for part in key[:-1]:
-        if not (isinstance(data, dict) and part in data):
-            return False
-        data = data[part]
-    return bool(key) and isinstance(data, dict) and data.pop(key[-1], _remove) is not _remove
+def _remove(data: dict[str, Any], key: Key) -> Key:
+    """Remove a value, or the nearest section around it that can be removed, and return what was."""
+    for length in range(len(key), 0, -1):
+        section: Any = data
+        for part in key[: length - 1]:
+            section = section[part] if _has(section, (part,)) else None
+        if isinstance(section, dict) and key[length - 1] in section:
+            del section[key[length - 1]]
+            return key[:length]
+    return ()
 
 
 def _related(a: Key, b: Key) -> bool:
     short = min(len(a), len(b))
-    return a[:short] == b[:short]
+    return short > 0 and a[:short] == b[:short]
 
 
 def _origin(key: Key, document: Document, overrides: Sequence[Override], *, default: str) -> str:

@@ -24,6 +24,7 @@ READ_ELSEWHERE = frozenset(
         "MANGO_LOCK_TIMEOUT_S",
         "MANGO_PARENT_RUN",
         "MANGO_TRACKING",
+        "MANGO_UPGRADE_URI",
     }
 )
 """Variables that another room reads by itself; a test keeps this list true."""
