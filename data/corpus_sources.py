@@ -12,8 +12,55 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
-GERMAN = frozenset("der die das und ist nicht ein eine zu den von mit sie für auf im dem des werden wird oder".split())
-ENGLISH = frozenset("the and is of to a in that for it with as on be are this by an or you".split())
+GERMAN = frozenset(
+    [
+        "der",
+        "die",
+        "das",
+        "und",
+        "ist",
+        "nicht",
+        "ein",
+        "eine",
+        "zu",
+        "den",
+        "von",
+        "mit",
+        "sie",
+        "für",
+        "auf",
+        "im",
+        "dem",
+        "des",
+        "werden",
+        "wird",
+        "oder",
+    ]
+)
+ENGLISH = frozenset(
+    [
+        "the",
+        "and",
+        "is",
+        "of",
+        "to",
+        "a",
+        "in",
+        "that",
+        "for",
+        "it",
+        "with",
+        "as",
+        "on",
+        "be",
+        "are",
+        "this",
+        "by",
+        "an",
+        "or",
+        "you",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -134,19 +181,55 @@ def novels(unpacked: Callable[[str], Path]) -> Iterator[Document]:
 
 
 class _Prose(HTMLParser):
-    """Collect the text of headings, paragraphs, list items and table cells; skip navigation, code and hidden Mac text."""
+    """Collect the text of headings, paragraphs, list items and table cells; skip navigation, code, hidden text."""
 
-    BLOCK = frozenset("p h1 h2 h3 h4 h5 h6 li dt dd td th div br tr section table ul ol".split())
-    SKIP = frozenset("script style pre nav header footer aside noscript title button figure".split())
-    VOID = frozenset("br img meta link input hr col base wbr area source".split())
+    BLOCK = frozenset(
+        [
+            "p",
+            "h1",
+            "h2",
+            "h3",
+            "h4",
+            "h5",
+            "h6",
+            "li",
+            "dt",
+            "dd",
+            "td",
+            "th",
+            "div",
+            "br",
+            "tr",
+            "section",
+            "table",
+            "ul",
+            "ol",
+        ]
+    )
+    SKIP = frozenset(
+        ["script", "style", "pre", "nav", "header", "footer", "aside", "noscript", "title", "button", "figure"]
+    )
+    VOID = frozenset(["br", "img", "meta", "link", "input", "hr", "col", "base", "wbr", "area", "source"])
     DROPPED_CLASS = frozenset(
-        ["MAC", "relatedtopics", "docnav", "toc", "literallayout", "screen", "programlisting", "noteicon", "bascode", "pycode"]
+        [
+            "MAC",
+            "relatedtopics",
+            "docnav",
+            "toc",
+            "literallayout",
+            "screen",
+            "programlisting",
+            "noteicon",
+            "bascode",
+            "pycode",
+        ]
     )
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.out: list[str] = []
-        self.stack: list[tuple[bool, bool | None]] = []  # (skipped, an inline switch that still waits for its first choice)
+        # for each open element: whether it is left out, and whether it is an inline switch that still wants its wording
+        self.stack: list[tuple[bool, bool | None]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in self.BLOCK:

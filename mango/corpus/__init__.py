@@ -1,0 +1,25 @@
+"""The corpus: reading its splits, packing documents into sequences, text that switches domain."""
+
+from __future__ import annotations
+
+from mango.corpus.packing import pack
+from mango.corpus.params import CorpusParams
+from mango.corpus.reading import COLUMNS, SPLITS, corpus_sha256, read_split, split_path
+from mango.corpus.sequences import Sequences, concatenate
+from mango.corpus.switching import switching
+from mango.corpus.token_bytes import token_bytes, tokenize
+
+__all__ = [
+    "COLUMNS",
+    "SPLITS",
+    "CorpusParams",
+    "Sequences",
+    "concatenate",
+    "corpus_sha256",
+    "pack",
+    "read_split",
+    "split_path",
+    "switching",
+    "token_bytes",
+    "tokenize",
+]
