@@ -45,7 +45,10 @@ def describe(config: PretrainedConfig) -> ComponentMap:
 
 def _describe(model: PreTrainedModel) -> ComponentMap:
     where = f"{type(model).__name__} (model type {model.config.model_type!r})"
-    base = _base_model(model, where)
+    embeddings = model.get_input_embeddings()
+    embeddings_path = _path_of(model, embeddings, where)
+    base_prefix = _base_prefix(model, embeddings_path, where)
+    base = model.get_submodule(base_prefix)
     with tracing(base) as trace:
         output = run_meta(model)
     blocks_path = _find_blocks(base, trace, where)
@@ -57,15 +60,14 @@ def _describe(model: PreTrainedModel) -> ComponentMap:
     first_block = f"{blocks_path}.0"
     width = _width(trace.calls[trace.first(first_block)], where)
     num_kv_heads, head_dim = _cached_heads(output, where)
-    embeddings = model.get_input_embeddings()
-    head = model.get_output_embeddings()
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embeddings_weight = _weight(embeddings)
     if embeddings_weight is None:
         raise ArchitectureError(f"{where}: its input embedding is a {type(embeddings).__name__} without a weight")
     return ComponentMap(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
-        base_prefix=model.base_model_prefix,
+        base_prefix=base_prefix,
         blocks=blocks_path,
         block_class="|".join(sorted({type(block).__name__ for block in blocks})),
         num_blocks=len(blocks),
@@ -76,7 +78,7 @@ def _describe(model: PreTrainedModel) -> ComponentMap:
         intermediate_size=_intermediate_size(text, base.get_submodule(first_block), trace, first_block, width),
         vocab_size=embeddings_weight.shape[0],
         max_positions=_positive(text, "max_position_embeddings"),
-        embeddings=_path_of(model, embeddings, where),
+        embeddings=embeddings_path,
         before=before,
         after=after,
         head=None if head is None else _path_of(model, head, where),
@@ -84,12 +86,15 @@ def _describe(model: PreTrainedModel) -> ComponentMap:
     )
 
 
-def _base_model(model: PreTrainedModel, where: str) -> nn.Module:
-    prefix = model.base_model_prefix
-    base = getattr(model, prefix, None) if prefix else None
-    if not isinstance(base, nn.Module):
-        raise ArchitectureError(f"{where}: it has no base model under its prefix {prefix!r}")
-    return base
+def _base_prefix(model: PreTrainedModel, embeddings: str, where: str) -> str:
+    """Return the attribute that holds the base model: the declared one, else the child that holds the embeddings."""
+    declared = model.base_model_prefix
+    if declared and isinstance(getattr(model, declared, None), nn.Module):
+        return declared
+    child, _, inner = embeddings.partition(".")
+    if not inner:
+        raise ArchitectureError(f"{where}: it has no base model, neither under its prefix {declared!r} nor elsewhere")
+    return child
 
 
 def _find_blocks(base: nn.Module, trace: Trace, where: str) -> str:
@@ -174,7 +179,7 @@ def _cached_heads(output: Any, where: str) -> tuple[int, int]:
         keys = getattr(layer, "keys", None)
         if isinstance(keys, torch.Tensor) and keys.ndim == 4:
             return keys.shape[1], keys.shape[3]
-    raise ArchitectureError(f"{where}: no block cached keys of attention heads, so it is no attention decoder")
+    raise ArchitectureError(f"{where}: no block cached keys of attention heads: it is no decoder, or has no attention")
 
 
 def _num_heads(text: PretrainedConfig, where: str) -> int:
@@ -185,7 +190,10 @@ def _num_heads(text: PretrainedConfig, where: str) -> int:
 
 
 def _positive(text: PretrainedConfig, name: str) -> int | None:
-    value = getattr(text, name, None)
+    try:
+        value = getattr(text, name, None)
+    except RuntimeError:  # the configuration says that layers differ in it
+        return None
     return value if isinstance(value, int) and value > 0 else None
 
 
@@ -211,5 +219,5 @@ def _weight(module: nn.Module | None) -> torch.Tensor | None:
 def _path_of(model: nn.Module, wanted: nn.Module, where: str) -> str:
     for path, module in model.named_modules():
         if module is wanted:
-            return path
+            return str(path)
     raise ArchitectureError(f"{where}: its {type(wanted).__name__} embedding is not among its own modules")

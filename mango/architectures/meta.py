@@ -26,11 +26,12 @@ MODEL_FAILURES = (
 )
 
 
-class ValueFree(TorchDispatchMode):
+class ValueFree(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers the few operators that need data on ``meta`` tensors, so that shapes can flow on.
 
-    A scalar read from a tensor is zero, and no element is non-zero. Models read scalars to choose a rotary table
-    or to see whether a mask hides anything; neither changes which modules run or how wide they are.
+    A number read from a tensor is zero, a truth is true, and no element is non-zero. Models read values to choose a
+    rotary table, to see whether a mask hides anything, to check arguments, or to send tokens to experts; none of that
+    changes which blocks run or how wide they are.
     """
 
     def __torch_dispatch__(
@@ -44,17 +45,17 @@ class ValueFree(TorchDispatchMode):
         first = args[0] if args else None
         if isinstance(first, torch.Tensor) and first.is_meta:
             if func is torch.ops.aten._local_scalar_dense.default:
-                return False if first.dtype == torch.bool else 0.0 if first.is_floating_point() else 0
+                return True if first.dtype == torch.bool else 0.0 if first.is_floating_point() else 0
             if func is torch.ops.aten.nonzero.default:
                 return torch.empty((0, first.ndim), dtype=torch.long, device="meta")
             if func is torch.ops.aten.equal.default:
-                return False
+                return True
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def _on_meta() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad(), ValueFree():
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad(), ValueFree():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -70,20 +71,24 @@ def build_meta(config: PretrainedConfig) -> PreTrainedModel:
         config: configuration of any causal language model that ``transformers`` knows; it is not changed.
 
     Returns:
-        The model in evaluation mode, every parameter on the ``meta`` device.
+        The model in evaluation mode, every tensor on the ``meta`` device. Its names and shapes are the real ones; its
+        element type is not.
 
     Raises:
         ArchitectureError: ``transformers`` has no causal language model for it, or cannot build it.
     """
     try:
         with _on_meta():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config))
+            # bfloat16, since some kernels for mixtures of experts take no other type
+            model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     except MODEL_FAILURES as error:
         raise ArchitectureError(
             f"{_where(config)}: transformers cannot build a causal language model from it: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
-    return model.eval()
+    assert isinstance(model, PreTrainedModel)
+    model.train(False)
+    return model
 
 
 def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:

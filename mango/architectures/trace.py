@@ -78,7 +78,7 @@ def tracing(root: nn.Module) -> Iterator[Trace]:
     Args:
         root: the module whose descendants, itself included, are hooked.
 
-    Returns:
+    Yields:
         A trace that fills as the root runs.
     """
     trace = Trace()

@@ -1,0 +1,158 @@
+"""Which tensors of a checkpoint are which block and which are edges, checked against the model itself."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from mango.architectures import ComponentMap, build_meta, describe
+from mango.checkpoints import Checkpoint, TensorInfo
+from mango.errors import ArchitectureError, CheckpointError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tensors of one checkpoint lie, by their names in the model.
+
+    Args:
+        components: map of the model's parts.
+        blocks: for each block, its class and its tensors by full name, sorted.
+        edges: everything else by full name, sorted.
+    """
+
+    components: ComponentMap
+    blocks: tuple[tuple[str, dict[str, TensorInfo]], ...]
+    edges: dict[str, TensorInfo]
+
+
+def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
+    """Return the configuration object of a ``config.json``.
+
+    Args:
+        raw: content of the file.
+        where: the file or model, for messages.
+
+    Returns:
+        An object of the model type's own class.
+
+    Raises:
+        ArchitectureError: this ``transformers`` knows no such model type, or refuses the content.
+    """
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ArchitectureError(
+            f"{where}: model type {model_type!r} is unknown to the installed transformers; wanted one of its "
+            f"{len(CONFIG_MAPPING)} types (models that bring their own code are not run)"
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(dict(raw))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ArchitectureError(f"{where}: transformers refuses this configuration: {error}") from error
+    assert isinstance(config, PretrainedConfig)
+    return config
+
+
+def lay_out(checkpoint: Checkpoint) -> Layout:
+    """Return which tensors of a checkpoint are which block and which are edges.
+
+    Args:
+        checkpoint: an opened model folder.
+
+    Returns:
+        The layout; every tensor that the model needs is in it once, with the shape that the model has.
+
+    Raises:
+        ArchitectureError: the model's blocks cannot be found, or blocks share a tensor.
+        CheckpointError: a tensor is missing or has another shape, the weights are quantised, or a tied head
+            differs from the embedding.
+    """
+    folder = checkpoint.folder
+    raw = checkpoint.config()
+    if raw.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{folder}: the weights are quantised, and blocks are stored as floating point; "
+            "dequantise the model and save it first"
+        )
+    config = read_config(raw, str(folder / "config.json"))
+    components = describe(config)
+    model = build_meta(config)
+    wanted: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    found = _match(checkpoint, wanted, components)
+
+    blocks: list[tuple[str, dict[str, TensorInfo]]] = []
+    block_modules = model.get_submodule(components.blocks_path)
+    for index, block in enumerate(block_modules.children()):
+        prefix = components.block_prefix(index)
+        own = {name: found[name] for name in sorted(found) if name.startswith(prefix)}
+        shared = [name for name in wanted if name.startswith(prefix) and name not in own]
+        if shared:
+            raise ArchitectureError(f"{folder}: block {index} shares {shared[0]!r} with another part of the model")
+        blocks.append((type(block).__name__, own))
+    edges = {name: found[name] for name in sorted(found) if not name.startswith(f"{components.blocks_path}.")}
+    return Layout(components, tuple(blocks), edges)
+
+
+def _match(checkpoint: Checkpoint, wanted: dict[str, torch.Tensor], components: ComponentMap) -> dict[str, TensorInfo]:
+    """Return where each distinct tensor of the model lies; tied names stand once, under the first name."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in wanted.items():
+        groups.setdefault(id(tensor), []).append(name)
+    found: dict[str, TensorInfo] = {}
+    used: set[str] = set()
+    missing: list[str] = []
+    for names in groups.values():
+        stored = [place for name in names if (place := _stored_name(checkpoint, name, components)) is not None]
+        used.update(stored)
+        if not stored:
+            missing.append(names[0])
+            continue
+        _refuse_different(checkpoint, stored)
+        info = checkpoint.info(stored[0])
+        shape = tuple(wanted[names[0]].shape)
+        if info.shape != shape:
+            raise CheckpointError(
+                f"{info.file}: {stored[0]!r} has shape {list(info.shape)}, but {components.architecture} of its "
+                f"config.json wants {list(shape)}; the weights and the configuration do not belong together"
+            )
+        found[names[0]] = info
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.folder}: lacks tensor {missing[0]!r}{more} that {components.architecture} needs; "
+            "the checkpoint is incomplete or stores this architecture in another layout"
+        )
+    surplus = sorted(set(checkpoint.names()) - used)
+    if surplus:
+        _log.info("%s: left out %d tensors that %s does not use, such as %r",
+                  checkpoint.folder, len(surplus), components.architecture, surplus[0])  # fmt: skip
+    return found
+
+
+def _stored_name(checkpoint: Checkpoint, name: str, components: ComponentMap) -> str | None:
+    """Return the name under which a checkpoint keeps a tensor: the model's, or the base model's own."""
+    if name in checkpoint:
+        return name
+    bare = name.removeprefix(f"{components.base_prefix}.")
+    return bare if bare in checkpoint else None
+
+
+def _refuse_different(checkpoint: Checkpoint, names: list[str]) -> None:
+    first = checkpoint.info(names[0])
+    for name in names[1:]:
+        info = checkpoint.info(name)
+        same_place = (info.file, info.start, info.end) == (first.file, first.start, first.end)
+        if not same_place and not torch.equal(_bytes(checkpoint, names[0]), _bytes(checkpoint, name)):
+            raise CheckpointError(
+                f"{checkpoint.folder}: the configuration ties {name!r} to {names[0]!r}, but the checkpoint holds two "
+                "different tensors; set tie_word_embeddings to false in its config.json, or save the model again"
+            )
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    return checkpoint.tensor(name).contiguous().view(-1).view(torch.uint8)
