@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -61,15 +62,28 @@ def _stored_type(file: Path) -> torch.dtype:
     return plain.get(elements.most_common(1)[0][0], torch.bfloat16) if elements else torch.bfloat16
 
 
+def _plain_weights() -> dict[str, Any]:
+    """Return what tells transformers to unpack quantised weights; releases without the option always do."""
+    import transformers
+
+    option = getattr(transformers, "GgufConfig", None)
+    return {} if option is None else {"quantization_config": option(dequantize=True)}
+
+
 def _convert(file: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         dtype = _stored_type(file)
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True, **_plain_weights()
+        )
+        loaded, report = loading
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, KeyError, NotImplementedError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{file}: transformers cannot read this GGUF file ({error})") from error
+    if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+        raise CheckpointError(f"{file}: its tensors are not those of {type(loaded).__name__} (first: {wrong[0]})")
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # else saving is refused: the weights are plain now

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import sys
@@ -11,6 +10,10 @@ import pytest
 from mango.checkpoints import exchange as exchange_module
 from mango.checkpoints import recover_folder, replace_folder, verify, write_file
 from mango.errors import CheckpointError, IntegrityError
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def fill(path: Path, text: str) -> None:
@@ -31,7 +34,7 @@ def test_write_file_replaces_content_with_mode_0644(tmp_path: Path) -> None:
     write_file(file, b"two")
     assert file.read_bytes() == b"two"
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    assert os.listdir(file.parent) == ["x.txt"]
+    assert entries(file.parent) == ["x.txt"]
 
 
 def test_write_file_follows_a_link(tmp_path: Path) -> None:
@@ -53,18 +56,23 @@ def test_a_folder_appears_whole_with_its_manifest(tmp_path: Path) -> None:
     assert_version(tmp_path / "out", "one")
     fill(tmp_path / "out", "two")
     assert_version(tmp_path / "out", "two")
-    assert os.listdir(tmp_path) == ["out"]
+    assert entries(tmp_path) == ["out"]
     assert stat.S_IMODE((tmp_path / "out" / "a.txt").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_in_the_body_leaves_the_old_version(tmp_path: Path, error: type[BaseException]) -> None:
     fill(tmp_path / "out", "one")
-    with pytest.raises(error, match="stop"), replace_folder(tmp_path / "out") as new:
-        (new / "a.txt").write_text("two")
-        raise error("stop")
+
+    def write_and_stop() -> None:
+        with replace_folder(tmp_path / "out") as new:
+            (new / "a.txt").write_text("two")
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        write_and_stop()
     assert_version(tmp_path / "out", "one")
-    assert os.listdir(tmp_path) == ["out"]
+    assert entries(tmp_path) == ["out"]
 
 
 def test_an_error_that_is_not_about_the_folder_keeps_its_type(tmp_path: Path) -> None:
@@ -81,7 +89,7 @@ def test_a_file_in_the_way_and_links_inside_are_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(CheckpointError, match="is a link or a special file"), replace_folder(tmp_path / "other") as new:
         (new / "link").symlink_to("/etc/hostname")
-    assert os.listdir(tmp_path) == ["out"]
+    assert entries(tmp_path) == ["out"]
 
 
 def test_a_reader_that_has_the_old_version_open_keeps_it(tmp_path: Path) -> None:
@@ -108,7 +116,7 @@ def test_without_exchange_two_renames_do_it(tmp_path: Path, monkeypatch: pytest.
     fill(tmp_path / "out", "one")
     fill(tmp_path / "out", "two")
     assert_version(tmp_path / "out", "two")
-    assert os.listdir(tmp_path) == ["out"]
+    assert entries(tmp_path) == ["out"]
 
 
 def test_a_crash_between_the_two_renames_is_recovered(tmp_path: Path) -> None:
@@ -127,10 +135,10 @@ def test_this_system_swaps_in_one_step(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
     if not exchange_module.exchange(tmp_path / "a", tmp_path / "b"):
-        assert sorted(os.listdir(tmp_path / "a")) == ["a"]  # not supported here: then nothing changed
+        assert entries(tmp_path / "a") == ["a"]  # not supported here: then nothing changed
     else:
-        assert os.listdir(tmp_path / "a") == ["b"]
-        assert os.listdir(tmp_path / "b") == ["a"]
+        assert entries(tmp_path / "a") == ["b"]
+        assert entries(tmp_path / "b") == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -201,4 +209,4 @@ def test_kill_9_at_any_moment_leaves_a_whole_version(tmp_path: Path, way: str) -
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 3  # versions that a killed process had put into place
     assert_version(path, "last")
-    assert os.listdir(tmp_path) == ["out"]
+    assert entries(tmp_path) == ["out"]

@@ -49,7 +49,7 @@ def test_sources_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         ModelSource(source="x", gguf_file="x.bin")
 
 
-def gguf_llama(file: Path) -> dict[str, torch.Tensor]:
+def gguf_llama(file: Path, leave_out: str = "") -> dict[str, torch.Tensor]:
     """Write a Llama of two blocks as GGUF; return its weights by their names in transformers."""
     width, heads, inner, tokens = 32, 4, 64, ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(61))]
     writer = GGUFWriter(str(file), "llama")
@@ -74,6 +74,8 @@ def gguf_llama(file: Path) -> dict[str, torch.Tensor]:
 
     def add(name: str, theirs: str, *shape: int) -> None:
         array = generator.normal(size=shape).astype(np.float16)
+        if name == leave_out:
+            return
         writer.add_tensor(name, array)
         kept[theirs] = torch.from_numpy(array)
 
@@ -132,3 +134,9 @@ def test_a_damaged_gguf_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="transformers cannot read this GGUF file"):
         resolve(ModelSource(source=str(tmp_path / "tiny.gguf")), tmp_path / "cache")
     assert [p for p in (tmp_path / "cache" / "gguf").iterdir() if p.is_dir()] == []
+
+
+def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    gguf_llama(tmp_path / "tiny.gguf", leave_out="blk.1.attn_v.weight")
+    with pytest.raises(CheckpointError, match=r"not those of LlamaForCausalLM \(first: .*v_proj\.weight\)"):
+        resolve(ModelSource(source=str(tmp_path / "tiny.gguf")), tmp_path / "cache")
