@@ -42,11 +42,11 @@ class Recipe:
     warmup: int = 50
     weight_decay: float = 0.1
     dropout: float = 0.0
-    eval_every: int = 100
+    eval_every: int = 50
 
 
-BASE = Recipe(steps=1200, batch=64, peak_lr=2e-3)
-EXPERT = Recipe(steps=500, batch=64, peak_lr=1e-3)
+BASE = Recipe(steps=200, batch=64, peak_lr=2e-3)
+EXPERT = Recipe(steps=400, batch=64, peak_lr=1.2e-3, weight_decay=0.3)
 STRANGER = Recipe(steps=1500, batch=32, peak_lr=1.5e-3, dropout=0.1)
 
 
