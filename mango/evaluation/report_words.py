@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mango.evaluation.schema import Evaluation, System, SystemKind
+from mango.evaluation.schema import Evaluation, Headline, System, SystemKind, Units
 
 KINDS: dict[SystemKind, str] = {
     "fused": "Fused model",
@@ -62,10 +62,14 @@ def percent(share: float) -> str:
 
 def verdict(evaluation: Evaluation) -> list[str]:
     """Return the sentences that say how the fused model did."""
-    head = evaluation.headline
+    return verdict_of(evaluation.headline, evaluation.units)
+
+
+def verdict_of(head: Headline, units: Units) -> list[str]:
+    """Return the sentences that say what the headline figures mean."""
     return [
         _gap_sentence(head.gap_closed_soft, head.gap_closed_hard),
-        _switching_sentence(evaluation),
+        _switching_sentence(head, spaced(units.switching)),
         _baseline_sentence(head.beats_every_static_merge, head.beats_self_stitch),
     ]
 
@@ -83,8 +87,7 @@ def _gap_sentence(soft: float | None, hard: float | None) -> str:
     return text + "."
 
 
-def _switching_sentence(evaluation: Evaluation) -> str:
-    head, unit = evaluation.headline, spaced(evaluation.units.switching)
+def _switching_sentence(head: Headline, unit: str) -> str:
     difference, cost = head.switching_hard_minus_posterior_ensemble, head.cost_hard_switching
     where = "On text that switches domain, hard routing"
     spent = "" if cost is None else f"processes {cost:.2f} times the tokens of one expert"

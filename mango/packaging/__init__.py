@@ -1,0 +1,43 @@
+"""Packages: a fused checkpoint with a manifest that vouches for every byte, and a model card."""
+
+from __future__ import annotations
+
+from mango.packaging.build import build_package
+from mango.packaging.card import model_card
+from mango.packaging.git import GitState, git_state
+from mango.packaging.manifest import (
+    DataState,
+    EvaluationSummary,
+    GateResult,
+    Metric,
+    PackageManifest,
+    PackedFile,
+    Parent,
+    metric_value,
+    read_manifest,
+    verify_package,
+)
+from mango.packaging.opening import open_package
+from mango.packaging.params import PackageParams
+from mango.packaging.parents import content_sha256, parents_of
+
+__all__ = [
+    "DataState",
+    "EvaluationSummary",
+    "GateResult",
+    "GitState",
+    "Metric",
+    "PackageManifest",
+    "PackageParams",
+    "PackedFile",
+    "Parent",
+    "build_package",
+    "content_sha256",
+    "git_state",
+    "metric_value",
+    "model_card",
+    "open_package",
+    "parents_of",
+    "read_manifest",
+    "verify_package",
+]

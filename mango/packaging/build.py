@@ -1,0 +1,131 @@
+"""Builds a package: a fused checkpoint with its manifest and model card, in one step or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mango.checkpoints import MANIFEST_NAME, replace_folder, sha256_file, verify, write_file
+from mango.errors import PackagingError
+from mango.evaluation.schema import parse
+from mango.packaging.card import model_card
+from mango.packaging.git import GitState
+from mango.packaging.manifest import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    UNLISTED,
+    DataState,
+    EvaluationSummary,
+    GateResult,
+    Metric,
+    PackageManifest,
+    PackedFile,
+    Parent,
+    metric_value,
+)
+from mango.packaging.params import PackageParams
+
+_WEIGHTS = ".safetensors"
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def build_package(
+    fused: Path,
+    out: Path,
+    *,
+    params: PackageParams,
+    evaluation: Mapping[str, Any],
+    gates: Mapping[str, bool],
+    parameters: Mapping[str, Any],
+    parents: Sequence[Parent],
+    data: DataState,
+    git: GitState,
+    reproduce: str,
+) -> Path:
+    """Build a package from a fused checkpoint.
+
+    Weights are hard links to those of the checkpoint where the file system allows it: both are replaced whole and
+    never written in place. Small files are copied.
+
+    Args:
+        fused: The fused checkpoint, with its own manifest.
+        out: The package's folder; an older package there is replaced when the new one is whole.
+        params: Name and metric.
+        evaluation: The document of ``reports/evaluation.json``.
+        gates: For each gate whether it passed.
+        parameters: All parameters of the pipeline.
+        parents: The models that it was made of.
+        data: Hashes of the corpus.
+        git: State of the code.
+        reproduce: The command that makes the package again.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        PackagingError: A gate did not pass, or the metric is not in the evaluation.
+        EvaluationError: The evaluation breaks its schema.
+        CheckpointError: The checkpoint is missing or damaged, or the package cannot be written.
+    """
+    checked = parse(evaluation)
+    summary = EvaluationSummary.of(checked)
+    draft = PackageManifest(
+        name=params.name,
+        files={},
+        git=git,
+        data=data,
+        parameters=dict(parameters),
+        parents=tuple(parents),
+        evaluation=summary,
+        gates=_passed(gates),
+        metric=Metric(name=params.metric, value=metric_value(summary, params.metric), mode=params.mode),
+        reproduce=reproduce,
+    )
+    card = model_card(draft, units=checked.units, licence=params.licence)
+    verify(fused)
+    linked: dict[str, int] = {}
+    with replace_folder(out) as folder:
+        for source in sorted(path for path in fused.rglob("*") if path.is_file()):
+            name = source.relative_to(fused).as_posix()
+            if name in UNLISTED or name in (CARD_FILE, MANIFEST_NAME):
+                continue
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.suffix == _WEIGHTS and _link(source, target):
+                linked[name] = source.stat().st_mode & 0o777
+            else:
+                shutil.copyfile(source, target)
+        write_file(folder / CARD_FILE, card)
+        files = {
+            path.relative_to(folder).as_posix(): PackedFile(sha256=sha256_file(path), bytes=path.stat().st_size)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        write_file(folder / MANIFEST_FILE, draft.model_copy(update={"files": files}).text())
+    # One file under two names has one mode: a cache that keeps its files read-only must find them so.
+    for name, mode in linked.items():
+        (out / name).chmod(mode)
+    return out
+
+
+def _passed(gates: Mapping[str, bool]) -> dict[str, GateResult]:
+    failed = sorted(name for name, success in gates.items() if not success)
+    if failed:
+        pages = ", ".join(f"reports/gates/{name}.html" for name in failed)
+        raise PackagingError(f"gates that did not pass: {', '.join(failed)}; {pages} say which rows and why")
+    return {name: GateResult(success=True) for name in sorted(gates)}
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name; return False where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise
+    return True
