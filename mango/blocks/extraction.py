@@ -36,7 +36,13 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
 
-def extract(models: Mapping[str, ModelSource], out: Path | str, mode: Mode) -> BlockStore:
+def extract(
+    models: Mapping[str, ModelSource],
+    out: Path | str,
+    mode: Mode,
+    *,
+    check: Callable[[BlockStore], None] | None = None,
+) -> BlockStore:
     """Find the blocks of models and write a block store of them.
 
     The store takes the place of an older one in one step, when it is whole.
@@ -46,6 +52,7 @@ def extract(models: Mapping[str, ModelSource], out: Path | str, mode: Mode) -> B
         out: folder of the store.
         mode: ``reference`` records byte ranges in the models' own files, so a block costs its hash; ``copy`` writes
             each model into the store as an ordinary model folder.
+        check: called with the finished store before it takes its place; when it raises, the older store stays.
 
     Returns:
         The store, opened.
@@ -65,6 +72,8 @@ def extract(models: Mapping[str, ModelSource], out: Path | str, mode: Mode) -> B
         stored = {name: _extract_model(name, source, folder, out, mode) for name, source in sorted(models.items())}
         text = Manifest(models=stored).model_dump_json(indent=1) + "\n"
         write_file(folder / MANIFEST_FILE, text)
+        if check is not None:
+            check(BlockStore.open(folder))
     return BlockStore.open(out)
 
 
