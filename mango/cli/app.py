@@ -35,9 +35,7 @@ class Command:
 
 
 COMMANDS = {
-    "inspect": Command(
-        "mango.cli.blocks:inspect", "Show where a model keeps its blocks and what they measure; no weight is loaded."
-    ),
+    "inspect": Command("mango.cli.blocks:inspect", "Show where a model keeps its blocks and what they measure."),
     "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
     "merge": Command("mango.cli.merging:merge", "Merge models of one shape by a YAML document into a checkpoint."),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
