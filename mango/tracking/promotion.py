@@ -1,0 +1,299 @@
+"""Registers packages and decides which one is champion, under a lock."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mango.errors import RegistryError
+from mango.tracking.locks import store_lock
+from mango.tracking.manifest import DeclaredMetric, PackageManifest, check_gates, metric_value, read_manifest
+from mango.tracking.package_store import store_package, stored_manifest
+from mango.tracking.redaction import redact_text
+from mango.tracking.settings import TrackingSettings
+from mango.tracking.store import open_store
+from mango.tracking.values import redact_tree
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+_LONGEST_TAG = 100_000
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """What a promotion did.
+
+    Args:
+        name: the registered model.
+        version: the version that the package is registered as.
+        promoted: whether this call made it champion.
+        champion: version that is champion now.
+        previous: version that `rollback` would bring back, if there is one.
+        metric: what was compared.
+        mode: whether less (``min``) or more (``max``) is better.
+        value: the package's value.
+        champion_value: the value of the champion that was met, None if there was none.
+        min_delta: improvement that was asked for, in units of the metric.
+        package_sha256: which package.
+        reason: one sentence for people.
+    """
+
+    name: str
+    version: int
+    promoted: bool
+    champion: int
+    previous: int | None
+    metric: str
+    mode: Literal["min", "max"]
+    value: float
+    champion_value: float | None
+    min_delta: float
+    package_sha256: str
+    reason: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the result as JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RollbackResult:
+    """What a rollback did: the version that is champion now, and the one that was."""
+
+    name: str
+    champion: int
+    previous: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the result as JSON data."""
+        return asdict(self)
+
+
+def register(package: Path, name: str, *, settings: TrackingSettings | None = None, run_id: str | None = None) -> int:
+    """Register a package as a version of a model; the same package keeps its version.
+
+    The version's source is the package in the artifact store (see `package_store.store_package`: no second copy of the
+    weights), and its tags say where it came from.
+
+    Args:
+        package: folder with ``mango.json``.
+        name: registered model.
+        settings: where the registry is; from the environment when None.
+        run_id: run that made the package.
+
+    Returns:
+        the version.
+
+    Raises:
+        RegistryError: the package is damaged, has no metric, holds NaN, or a gate failed.
+    """
+    settings = TrackingSettings.from_environment() if settings is None else settings
+    _check_name(name)
+    manifest, sha256 = read_manifest(package)
+    _vet(manifest, (), str(package))
+    client = open_store(settings)
+    with store_lock(settings, "promote"):
+        source = store_package(package, manifest, sha256, settings)
+        return _register(client, name, manifest, sha256, source, run_id)
+
+
+def promote(
+    name: str,
+    package: Path,
+    *,
+    metric: str | None = None,
+    min_delta: float | None = None,
+    mode: Literal["min", "max"] | None = None,
+    gates: Sequence[str] = (),
+    settings: TrackingSettings | None = None,
+    run_id: str | None = None,
+) -> PromotionResult:
+    """Register a package and make it champion if it beats the champion.
+
+    Reading the champion, comparing and setting the alias happen under one lock (a file lock beside SQLite, an advisory
+    lock in PostgreSQL), because MLflow's aliases have no compare-and-set: without it a worse model can win a race.
+
+    Args:
+        name: registered model.
+        package: folder with ``mango.json``.
+        metric: what to compare; the one that the package declares when None.
+        min_delta: improvement over the champion that is asked for, at least 0; ``package.min_delta`` of the package's
+            own parameters when None. An equal value never wins.
+        mode: whether less or more is better; as declared by the package when None.
+        gates: gates that must have been run; every gate in the package must have passed in any case.
+        settings: where the registry is; from the environment when None.
+        run_id: run that made the package.
+
+    Raises:
+        RegistryError: the package is damaged, has no such metric, holds NaN, or a gate failed or is missing; nothing
+            is registered then. Also when the champion cannot be compared on this metric.
+    """
+    settings = TrackingSettings.from_environment() if settings is None else settings
+    _check_name(name)
+    manifest, sha256 = read_manifest(package)
+    declared = _vet(manifest, gates, str(package))
+    metric = metric or declared.name
+    mode = mode or declared.mode
+    min_delta = manifest.min_delta if min_delta is None else min_delta
+    if not 0 <= min_delta < float("inf"):
+        raise RegistryError(f"min_delta: found {min_delta}, wanted a finite number of at least 0")
+    value = metric_value(manifest, metric, str(package))
+    client = open_store(settings)
+    with store_lock(settings, "promote"):
+        source = store_package(package, manifest, sha256, settings)
+        version = _register(client, name, manifest, sha256, source, run_id)
+        aliases = _aliases(client, name)
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        held = None if champion is None else _value_of(client, name, champion, metric, mode, settings)
+        promoted, reason = _decide(version, champion, value, held, metric, mode, min_delta)
+        if promoted:
+            if champion is not None:
+                client.set_registered_model_alias(name, PREVIOUS, str(champion))
+                previous = champion
+            client.set_registered_model_alias(name, CHAMPION, str(version))
+            champion = version
+    assert champion is not None
+    return PromotionResult(
+        name, version, promoted, champion, previous, metric, mode, value, held, min_delta, sha256, reason
+    )
+
+
+def rollback(name: str, *, settings: TrackingSettings | None = None) -> RollbackResult:
+    """Swap ``champion`` and ``previous``, under the lock that promotions take; a second call swaps them back.
+
+    Raises:
+        RegistryError: there is no such model, or nothing to go back to.
+    """
+    settings = TrackingSettings.from_environment() if settings is None else settings
+    _check_name(name)
+    client = open_store(settings)
+    with store_lock(settings, "promote"):
+        aliases = _aliases(client, name)
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        if champion is None or previous is None or champion == previous:
+            raise RegistryError(f"models:/{name}: has no previous champion, so there is nothing to roll back to")
+        client.set_registered_model_alias(name, PREVIOUS, str(champion))
+        client.set_registered_model_alias(name, CHAMPION, str(previous))
+    return RollbackResult(name, champion=previous, previous=champion)
+
+
+def _vet(manifest: PackageManifest, gates: Sequence[str], where: str) -> DeclaredMetric:
+    check_gates(manifest, gates, where)
+    if manifest.metric is None:
+        raise RegistryError(f"{where}: declares no metric, so it cannot be compared; set package.metric and rebuild")
+    return manifest.metric
+
+
+def _decide(
+    version: int,
+    champion: int | None,
+    value: float,
+    held: float | None,
+    metric: str,
+    mode: Literal["min", "max"],
+    min_delta: float,
+) -> tuple[bool, str]:
+    if champion is None or held is None:
+        return True, f"version {version} is the first champion ({metric} {value:.6g})"
+    if champion == version:
+        return False, f"version {version} is champion already ({metric} {value:.6g})"
+    gain = held - value if mode == "min" else value - held
+    compared = f"{metric} {value:.6g} against {held:.6g} of version {champion}"
+    if gain > 0 and gain >= min_delta:
+        return True, f"version {version} is champion: {compared}"
+    return False, f"version {champion} stays champion: {compared}, wanted better by at least {min_delta:g}"
+
+
+def _value_of(
+    client: MlflowClient, name: str, version: int, metric: str, mode: str, settings: TrackingSettings
+) -> float:
+    """Return a registered version's value of a metric: from its tags, else from its own evaluation."""
+    found = client.get_model_version(name, str(version))
+    if found.tags.get("mango.metric.name") == metric:
+        if found.tags["mango.metric.mode"] != mode:
+            raise RegistryError(
+                f"models:/{name}/{version}: the champion's {metric} is better when "
+                f"{'less' if mode == 'max' else 'more'}, the package says the opposite; set package.metric alike"
+            )
+        return float(found.tags["mango.metric.value"])
+    where = f"models:/{name}/{version} (champion)"
+    return metric_value(stored_manifest(str(found.source), settings)[0], metric, where)
+
+
+def _register(
+    client: MlflowClient, name: str, manifest: PackageManifest, sha256: str, source: str, run_id: str | None
+) -> int:
+    from mlflow.exceptions import MlflowException
+
+    known = _find(client, name, sha256)
+    if known is not None:
+        return int(known.version)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = _tags(manifest, sha256)
+    return int(client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0).version)
+
+
+def _find(client: MlflowClient, name: str, sha256: str) -> ModelVersion | None:
+    query = f"name = '{name}' and tags.`mango.package_sha256` = '{sha256}'"
+    found: list[ModelVersion] = list(client.search_model_versions(query, max_results=1))
+    return found[0] if found else None
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, int]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise RegistryError(f"models:/{name}: no such model; register one with `mango promote {name}`") from error
+
+
+def _tags(manifest: PackageManifest, sha256: str) -> dict[str, str]:
+    """Return everything that `why` answers with, so that it needs neither the run nor the files."""
+    assert manifest.metric is not None
+    gates = {name: gate.get("success") if isinstance(gate, dict) else gate for name, gate in manifest.gates.items()}
+    tags = {
+        "mango.package_sha256": sha256,
+        "mango.package_name": manifest.name,
+        "mango.metric.name": manifest.metric.name,
+        "mango.metric.value": repr(manifest.metric.value),
+        "mango.metric.mode": manifest.metric.mode,
+        "mango.git.revision": manifest.git.revision or "",
+        "mango.git.dirty": json.dumps(manifest.git.dirty),
+        "mango.data": _json(manifest.data),
+        "mango.parameters": _json(manifest.parameters),
+        "mango.parents": _json(manifest.parents),
+        "mango.gates": _json(gates),
+        "mango.headline": _json(manifest.evaluation.get("headline", {})),
+        "mango.reproduce": redact_text(manifest.reproduce),
+    }
+    for name, text in tags.items():
+        if len(text) > _LONGEST_TAG:
+            raise RegistryError(
+                f"{manifest.name}: {name} has {len(text)} characters, the registry holds {_LONGEST_TAG}"
+            )
+    return tags
+
+
+def _json(value: object) -> str:
+    return json.dumps(redact_tree(value), sort_keys=True, allow_nan=False)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise RegistryError(f"model name {name!r}: wanted letters, digits, '_', '-' and '.', starting with one of them")
