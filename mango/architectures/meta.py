@@ -106,7 +106,8 @@ def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:
     """
     try:
         with _on_meta():
-            return model(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=True)
+            tokens = torch.zeros(1, length, dtype=torch.long)
+            return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=True)
     except MODEL_FAILURES as error:
         raise ArchitectureError(
             f"{_where(model.config)}: the forward pass of {type(model).__name__} does not run from token ids "

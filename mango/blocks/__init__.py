@@ -1,6 +1,7 @@
 """The block store: blocks of pretrained models, where they lie, their hashes, and their return as modules."""
 
 from mango.blocks.extraction import declared_licence, extract
+from mango.blocks.inspection import Inspection, inspect_model
 from mango.blocks.layout import read_config
 from mango.blocks.manifest import FORMAT_VERSION, Manifest, StoredBlock, StoredModel, StoredTensor
 from mango.blocks.params import ExtractParams, Mode
@@ -10,6 +11,7 @@ __all__ = [
     "FORMAT_VERSION",
     "BlockStore",
     "ExtractParams",
+    "Inspection",
     "Manifest",
     "Mode",
     "StoredBlock",
@@ -17,5 +19,6 @@ __all__ = [
     "StoredTensor",
     "declared_licence",
     "extract",
+    "inspect_model",
     "read_config",
 ]

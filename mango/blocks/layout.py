@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 from mango.architectures import ComponentMap, build_meta, describe
 from mango.checkpoints import Checkpoint, TensorInfo
@@ -83,7 +85,7 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     components = describe(config)
     model = build_meta(config)
     wanted: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    found = _match(checkpoint, wanted, components)
+    found = _match(checkpoint, wanted, _stored_names(checkpoint, model), components)
 
     blocks: list[tuple[str, dict[str, TensorInfo]]] = []
     block_modules = model.get_submodule(components.blocks_path)
@@ -98,7 +100,23 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
     return Layout(components, tuple(blocks), edges)
 
 
-def _match(checkpoint: Checkpoint, wanted: dict[str, torch.Tensor], components: ComponentMap) -> dict[str, TensorInfo]:
+def _stored_names(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
+    """Return the name in the checkpoint of each tensor by its name in the model, as ``transformers`` renames them."""
+    transforms = get_model_conversion_mapping(model)
+    names: dict[str, str] = {}
+    for stored in checkpoint.names():
+        name = stored
+        for transform in transforms:
+            if isinstance(transform, WeightConverter):
+                continue  # it computes another tensor, which has no bytes of its own to point to
+            name, _ = transform.rename_source_key(name)
+        names[name] = stored
+    return names
+
+
+def _match(
+    checkpoint: Checkpoint, wanted: dict[str, torch.Tensor], names_in_file: dict[str, str], components: ComponentMap
+) -> dict[str, TensorInfo]:
     """Return where each distinct tensor of the model lies; tied names stand once, under the first name."""
     groups: dict[int, list[str]] = {}
     for name, tensor in wanted.items():
@@ -107,7 +125,7 @@ def _match(checkpoint: Checkpoint, wanted: dict[str, torch.Tensor], components: 
     used: set[str] = set()
     missing: list[str] = []
     for names in groups.values():
-        stored = [place for name in names if (place := _stored_name(checkpoint, name, components)) is not None]
+        stored = [place for name in names if (place := _place(names_in_file, name, components)) is not None]
         used.update(stored)
         if not stored:
             missing.append(names[0])
@@ -134,12 +152,9 @@ def _match(checkpoint: Checkpoint, wanted: dict[str, torch.Tensor], components: 
     return found
 
 
-def _stored_name(checkpoint: Checkpoint, name: str, components: ComponentMap) -> str | None:
-    """Return the name under which a checkpoint keeps a tensor: the model's, or the base model's own."""
-    if name in checkpoint:
-        return name
-    bare = name.removeprefix(f"{components.base_prefix}.")
-    return bare if bare in checkpoint else None
+def _place(names_in_file: dict[str, str], name: str, components: ComponentMap) -> str | None:
+    """Return the name under which a checkpoint keeps a tensor, saved by the model or by its base model alone."""
+    return names_in_file.get(name) or names_in_file.get(name.removeprefix(f"{components.base_prefix}."))
 
 
 def _refuse_different(checkpoint: Checkpoint, names: list[str]) -> None:
