@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from mango.tensors.angles import Angle, measure_angle
 from mango.tensors.dtypes import DTYPES, dtype_name, item_bytes, parse_dtype, torch_dtype
+from mango.tensors.selection import Kept, keep_largest, num_kept
 
-__all__ = ["DTYPES", "dtype_name", "item_bytes", "parse_dtype", "torch_dtype"]
+__all__ = [
+    "DTYPES",
+    "Angle",
+    "Kept",
+    "dtype_name",
+    "item_bytes",
+    "keep_largest",
+    "measure_angle",
+    "num_kept",
+    "parse_dtype",
+    "torch_dtype",
+]

@@ -1,0 +1,54 @@
+"""The weighted mean of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+
+from mango.config import Frozen
+from mango.errors import MergeError
+from mango.merging.registry import merge_method
+
+
+class LinearParams(Frozen):
+    """Parameters of ``linear``."""
+
+    weight: float = Field(1.0, description="of each model; may be negative")
+    normalize: bool = Field(True, description="divide by the sum of the weights")
+
+
+@merge_method("linear", LinearParams, base="none", per_model=("weight",), required=("weight",), elementwise=True)
+def linear(
+    tensors: Sequence[torch.Tensor],
+    *,
+    weight: Sequence[float],
+    normalize: bool = True,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return the weighted sum or mean of tensors, computed in float64.
+
+    Args:
+        tensors: floating point tensors of one shape.
+        weight: one weight for each.
+        normalize: divide by the sum of the weights.
+        dtype: type of the result; that of the first tensor by default.
+
+    Returns:
+        A tensor of that shape, rounded once.
+
+    Raises:
+        MergeError: the weights to divide by sum to zero.
+
+    Source:
+        Wortsman et al., "Model soups" (2022), arXiv:2203.05482, section 2.
+    """
+    total = math.fsum(weight) if normalize else 1.0
+    if abs(total) <= 1e-12 * sum(map(abs, weight)):
+        raise MergeError(f"linear: the weights {list(weight)} sum to zero; change them, or set normalize: false")
+    result = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for tensor, w in zip(tensors, weight, strict=True):
+        result.add_(tensor.double(), alpha=w)
+    return result.div_(total).to(dtype or tensors[0].dtype)

@@ -1,0 +1,122 @@
+"""The ``merge`` section of params.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from mango.config import Frozen, Problem, near, refuse
+from mango.config.explain import contradictions, describe
+from mango.merging.document import DTypeWord, MergeDocument, load_document
+from mango.merging.methods import LinearParams, SlerpParams, TaskArithmeticParams, TiesParams
+from mango.merging.registry import MERGERS
+
+MAIN = "main"
+"""What the merge of the section itself is called, beside those of its documents."""
+
+
+class MergeParams(Frozen):
+    """Which merges to make: one said here, and any number in documents of their own.
+
+    A method that another package registers has a section under its name, like the built-in ones.
+
+    Attributes:
+        method: name of a registered merge method; its parameters are in the section of that name.
+        base: the model that ``ties`` and ``task_arithmetic`` compare with.
+        models: the models to merge; ``slerp`` takes two and goes from the first to the second.
+        documents: merge documents; each makes ``models/merged/<its file's stem>``.
+        dtype: type of the merged weights, by default that of the base or first model's.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = "task_arithmetic"
+    base: str = Field("base", min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    linear: LinearParams = LinearParams()
+    slerp: SlerpParams = SlerpParams()
+    ties: TiesParams = TiesParams()
+    task_arithmetic: TaskArithmeticParams = TaskArithmeticParams()
+    documents: tuple[Path, ...] = ()
+    dtype: DTypeWord | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MergeParams:
+        names = MERGERS.names()
+        problems = []
+        if self.method not in names:
+            hint = near(self.method, names) or "."
+            problems.append(Problem("method", f"unknown merge method {self.method!r}{hint} Known: {', '.join(names)}"))
+        for key, value in (self.model_extra or {}).items():
+            problems += _section_problems(key, value, [*names, *type(self).model_fields])
+        stems = [path.stem for path in self.documents]
+        for i, stem in enumerate(stems):
+            if stem == MAIN:
+                problems.append(
+                    Problem(f"documents.{i}", f"is called {MAIN!r}, as the merge of this section: rename it")
+                )
+            elif stem in stems[:i]:
+                problems.append(Problem(f"documents.{i}", f"a second document called {stem!r}: rename one of them"))
+        refuse(problems)
+        refuse(self._document_problems())
+        return self
+
+    def _document_problems(self) -> list[Problem]:
+        """Return what is wrong with the document that this section makes, by the keys of the section."""
+        try:
+            self.to_document()
+        except ValidationError as error:
+            found = []
+            for item in error.errors(include_url=False):
+                contradiction = contradictions(item)
+                for problem in () if contradiction is None else contradiction.problems:
+                    key = "base" if problem.key == "base_model" else problem.key.removesuffix(".model")
+                    found.append(Problem(key, problem.message, ("method",)))
+                if contradiction is None:
+                    found.append(Problem(".".join(map(str, item["loc"])), describe(item, MergeDocument)))
+            return found
+        return []
+
+    def to_document(self) -> MergeDocument:
+        """Return the merge that this section describes, as a document."""
+        method = MERGERS[self.method]
+        section = getattr(self, self.method, None) or {}
+        params = MERGERS.entry(self.method).params
+        given = section if isinstance(section, params) else params.model_validate(section)
+        data: dict[str, Any] = {
+            "merge_method": self.method,
+            "models": [{"model": name} for name in self.models],
+            "parameters": given.model_dump(mode="json", by_alias=True),
+            "dtype": self.dtype,
+            "name": MAIN,
+        }
+        if method.base == "reference":
+            data["base_model"] = self.base
+        elif method.base == "start":
+            data["base_model"] = self.models[0]
+        return MergeDocument.model_validate(data)
+
+    def all_documents(self) -> dict[str, MergeDocument]:
+        """Return every merge to make, by the name of its folder: ``main``, then each document's stem.
+
+        Raises:
+            ConfigError: a document is missing or wrong.
+        """
+        return {MAIN: self.to_document(), **{path.stem: load_document(path) for path in self.documents}}
+
+
+def _section_problems(key: str, value: object, known: list[str]) -> list[Problem]:
+    if key not in MERGERS:
+        hint = near(key, known) or "."
+        return [Problem(key, f"unknown key{hint} Known here: {', '.join(sorted(set(known)))}")]
+    params = MERGERS.entry(key).params
+    try:
+        params.model_validate(value)
+    except ValidationError as error:
+        return [
+            Problem(".".join(map(str, (key, *item["loc"]))), describe(item, params))
+            for item in error.errors(include_url=False)
+        ]
+    return []
