@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mango.packaging.build import build_package
 from mango.packaging.card import model_card
-from mango.packaging.git import GitState, git_state
+from mango.packaging.git import GitState, committed_text, git_state
 from mango.packaging.manifest import (
     DataState,
     EvaluationSummary,
@@ -20,6 +20,7 @@ from mango.packaging.manifest import (
 from mango.packaging.opening import open_package
 from mango.packaging.params import PackageParams
 from mango.packaging.parents import content_sha256, parents_of
+from mango.packaging.reproduce import changes, flat, reproduce_command
 
 __all__ = [
     "DataState",
@@ -32,12 +33,16 @@ __all__ = [
     "PackedFile",
     "Parent",
     "build_package",
+    "changes",
+    "committed_text",
     "content_sha256",
+    "flat",
     "git_state",
     "metric_value",
     "model_card",
     "open_package",
     "parents_of",
     "read_manifest",
+    "reproduce_command",
     "verify_package",
 ]

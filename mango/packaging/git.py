@@ -22,9 +22,16 @@ def git_state(root: Path) -> GitState:
     return GitState(revision=revision or None, dirty=bool(changes))
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def committed_text(root: Path, path: Path) -> str | None:
+    """Return the text of a file below ``root`` as it was committed last, or None where it was not."""
+    return _git(root, "show", f"HEAD:./{path.as_posix()}", strip=False)
+
+
+def _git(root: Path, *arguments: str, strip: bool = True) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # git is not installed
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode != 0:
+        return None
+    return done.stdout.strip() if strip else done.stdout

@@ -1,0 +1,140 @@
+"""The stage ``package``, with every part real but the fused model, for which a tiny one stands in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mango.blocks import extract
+from mango.checkpoints import ModelSource, write_file
+from mango.config import Frozen, Settings
+from mango.errors import GateError, PackagingError
+from mango.packaging import open_package, verify_package
+from mango.tracking.runs import NullRun
+from stages.package import command, gate_passed, package, parent_names
+from stages.params import Params
+from stages.run import Stage
+from tests.packaging.conftest import EVALUATION, save_tiny_checkpoint
+from tests.packaging.test_package_parts import git
+
+
+class Fusion(Frozen):
+    trunk: str = "base"
+    experts: tuple[str, ...] = ("code",)
+
+
+class Merge(Frozen):
+    base: str = "base"
+    models: tuple[str, ...] = ("code",)
+
+
+class WithFusion(Params):
+    fusion: Any = Fusion()
+    merge: Any = Merge()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("base", "code")):
+        save_tiny_checkpoint(Path("models/tiny", name), seed=seed)
+    save_tiny_checkpoint(Path("models/fused"))
+    models = {name: ModelSource(source=f"models/tiny/{name}") for name in ("base", "code")}
+    extract(models, Path("models/blocks"), "reference")
+    Path("data/corpus").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        pq.write_table(pa.table({"text": [split]}), f"data/corpus/{split}.parquet")
+    write_file("reports/evaluation.json", EVALUATION.read_bytes())
+    for gate in ("blocks", "corpus"):
+        write_file(f"reports/gates/{gate}.json", json.dumps({"gate": gate, "passed": True}))
+    return Stage("package", WithFusion(models=models), Settings(), NullRun())
+
+
+def test_the_stage_packs_what_the_pipeline_left(stage: Stage) -> None:
+    metrics = package(stage)
+    manifest = verify_package(Path("models/package"))
+    assert metrics == {
+        "metric": 3.08,
+        "num_files": len(manifest.files),
+        "num_bytes": sum(file.bytes for file in manifest.files.values()),
+    }
+    assert [(parent.name, parent.source) for parent in manifest.parents] == [
+        ("base", "models/tiny/base"),
+        ("code", "models/tiny/code"),
+    ]
+    assert set(manifest.gates) == {"blocks", "corpus", "metrics"}
+    assert set(manifest.data.files) == {f"data/corpus/{split}.parquet" for split in ("train", "validation", "test")}
+    assert manifest.parameters["package"] == stage.params.package.model_dump(mode="json")
+    assert Path("reports/gates/metrics.html").is_file()
+    model, _ = open_package(Path("models/package"))
+    assert model.config.num_hidden_layers == 2
+
+
+def test_a_failed_metrics_gate_leaves_the_old_package(stage: Stage) -> None:
+    package(stage)
+    before = Path("models/package/mango.json").read_bytes()
+    broken = json.loads(EVALUATION.read_text(encoding="utf-8"))
+    broken["systems"] = [system for system in broken["systems"] if system["name"] != "trunk"]
+    write_file("reports/evaluation.json", json.dumps(broken))
+    with pytest.raises(GateError, match=r"metrics gate failed .*trunk.*reports/gates/metrics\.html"):
+        package(stage)
+    assert Path("models/package/mango.json").read_bytes() == before
+    verify_package(Path("models/package"))
+
+
+def test_an_earlier_gate_that_failed_or_never_ran_stops_the_stage(stage: Stage) -> None:
+    write_file("reports/gates/corpus.json", json.dumps({"gate": "corpus", "passed": False}))
+    with pytest.raises(PackagingError, match="did not pass: corpus"):
+        package(stage)
+    shutil.rmtree("reports/gates")
+    with pytest.raises(PackagingError, match=r"reports/gates/blocks\.json: is no report of a gate"):
+        package(stage)
+    assert not Path("models/package").exists()
+
+
+def test_only_a_clear_yes_passes(tmp_path: Path) -> None:
+    (tmp_path / "gate.json").write_text('{"passed": "true"}')
+    assert gate_passed(tmp_path / "gate.json") is False
+
+
+@pytest.mark.parametrize(
+    ("trunk", "experts", "names"),
+    [
+        ("base", ["novels", "code"], ["base", "code", "novels"]),
+        ("merged", ["novels"], ["base", "code", "maths", "novels"]),
+    ],
+)
+def test_parents_are_trunk_experts_and_what_was_merged(trunk: str, experts: list[str], names: list[str]) -> None:
+    parameters = {
+        "fusion": {"trunk": trunk, "experts": experts},
+        "merge": {"base": "base", "models": ["code", "maths"]},
+    }
+    assert parent_names(parameters) == names
+
+
+def test_the_command_names_what_is_not_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mango.packaging import git_state
+
+    monkeypatch.chdir(tmp_path)
+    committed = Params(models={"base": ModelSource(source="models/tiny/base")})
+    assert command(committed, git_state(tmp_path)) == "dvc repro package"
+    git(tmp_path, "init", "--quiet")
+    Path("params.yaml").write_text("seed: 0\nmodels: {base: {source: models/tiny/base}}\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "--quiet", "-m", "start")
+    start = f"git checkout {git(tmp_path, 'rev-parse', 'HEAD')} && "
+    assert command(committed, git_state(tmp_path)) == f"{start}dvc repro package"
+    package_params = committed.package.model_copy(update={"min_delta": 0.5})
+    used = committed.model_copy(update={"seed": 7, "package": package_params})
+    assert command(used, git_state(tmp_path)) == f"{start}dvc exp run -S ++package.min_delta=0.5 -S seed=7 package"
+    Path("params.yaml").write_text("sede: 0\n")
+    git(tmp_path, "commit", "--quiet", "-am", "another schema")
+    every = command(used, git_state(tmp_path))
+    assert "-S ++seed=7" in every
+    assert "-S ++models.base.source=models/tiny/base" in every
