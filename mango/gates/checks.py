@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 20
 _POSITION = "_position"
 _LONGEST_SHOWN = 120
-_CONTROL = {code: 0x2400 + code for code in range(32)}  # a control character becomes its visible picture
+_VISIBLE = {code: f"\\x{code:02x}" for code in range(32)} | {0: "\\0", 9: "\\t", 10: "\\n", 13: "\\r"}
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,7 @@ def run_checks(table: str, frame: pd.DataFrame, checks: Sequence[Check]) -> list
 
 def _validate(table: str, frame: pd.DataFrame, checks: dict[str, Check]) -> dict[str, Any]:
     gx = _great_expectations()
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context = gx.get_context(mode="ephemeral", project_config=_settings())
     asset = context.data_sources.add_pandas("mango").add_dataframe_asset(table)
     suite = gx.ExpectationSuite(
         name=table,
@@ -129,6 +129,17 @@ def _great_expectations() -> Any:
     return great_expectations
 
 
+def _settings() -> Any:
+    """Return settings without progress bars, analytics and the temporary folder for a documentation site."""
+    from great_expectations.data_context.types import base
+
+    return base.DataContextConfig(
+        store_backend_defaults=base.InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        progress_bars=base.ProgressBarsConfig(globally=False),
+        analytics_enabled=False,
+    )
+
+
 def _finding(table: str, frame: pd.DataFrame, check: Check, result: Any) -> Finding:
     kind = _snake(check.expectation)
     if result.success:
@@ -138,7 +149,8 @@ def _finding(table: str, frame: pd.DataFrame, check: Check, result: Any) -> Find
         return Finding(table, check.rule, kind, False, f"cannot be checked: {problem}")
     details = result.result
     positions = [int(entry[_POSITION]) for entry in details.get("partial_unexpected_index_list") or ()]
-    rows = tuple({"row": row, **{name: _shown(frame[name].iloc[row]) for name in check.shows}} for row in positions)
+    shows = [name for name in check.shows if name in frame.columns]
+    rows = tuple({"row": row, **{name: _shown(frame[name].iloc[row]) for name in shows}} for row in positions)
     return Finding(
         table, check.rule, kind, False, check.why + _observed(details), int(details.get("unexpected_count") or 0), rows
     )
@@ -148,7 +160,7 @@ def _observed(details: dict[str, Any]) -> str:
     """Return what a check of the whole table saw."""
     missing = details.get("partial_missing_list") or (details.get("details") or {}).get("mismatched", {}).get("missing")
     if missing:
-        return f": {', '.join(map(str, missing))}"
+        return f": {', '.join(sorted(map(str, missing)))}"
     observed = details.get("observed_value")
     return f": found {observed}" if observed is not None and "unexpected_count" not in details else ""
 
@@ -164,11 +176,13 @@ def _shown(value: Any) -> Any:
     """Return a value that JSON and a page can hold: numbers as they are, text short and visible."""
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float):
-        return value if value - value == 0 else str(value)
-    if isinstance(value, (bool, int)):
+    if value is None or value != value:  # NaN is what an empty cell becomes
+        return "(no value)"
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    if isinstance(value, (bool, int, float)):
         return value
-    text = "" if value is None else str(value).translate(_CONTROL)
+    text = str(value).translate(_VISIBLE)
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 

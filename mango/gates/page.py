@@ -18,7 +18,7 @@ _HEADS = {
     "row": "row",
     "doc_id": "document",
     "file_row": "row in the file",
-    "num_nonfinite": "values that are no number",
+    "num_nonfinite": "not finite",
 }
 
 
@@ -76,14 +76,13 @@ def _card(finding: Finding) -> str:
 def _table(rows: Sequence[Mapping[str, Any]], num_rows: int) -> str:
     if "file_row" in rows[0]:  # the row in the joined table says nothing more
         rows = [{name: value for name, value in row.items() if name != "row"} for row in rows]
-    heads = "".join(f'<th scope="col">{escape(_HEADS.get(name, name.replace("_", " ")))}</th>' for name in rows[0])
-    body = "".join(f"<tr>{''.join(_cell(value) for value in row.values())}</tr>" for row in rows)
+    names = {name: _HEADS.get(name, name.replace("_", " ")) for name in rows[0]}
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names.values())
+    body = "".join(f"<tr>{''.join(_cell(names[name], row[name]) for name in names)}</tr>" for row in rows)
     caption = f"<caption>The first {len(rows)} of {num_rows:,}</caption>" if num_rows > len(rows) else ""
     return f'<div class="scroll"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(value: Any) -> str:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+def _cell(label: str, value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    style = ' class="number"' if number else ""
-    return f"<td{style}>{escape(text)}</td>"
+    return f'<td data-label="{escape(label)}">{escape(text)}</td>'
