@@ -57,34 +57,59 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
 
 
 def progress(items: Iterable[T], what: str, total: int, every_s: float = 10.0) -> Iterator[T]:
-    """Yield ``items`` and show on stderr how far it is: a bar on a terminal, a line at intervals elsewhere.
+    """Yield ``items`` and show on stderr how far it is; see `Meter`.
 
     Args:
         items: what is worked through.
         what: name of the work.
         total: how many items there are.
         every_s: seconds between lines when stderr is no terminal.
+
+    Yields:
+        each item.
     """
-    terminal = sys.stderr.isatty()
-    start = shown = time.monotonic()
-    drawn = False
-    try:
+    with Meter(what, every_s=every_s) as meter:
         for done, item in enumerate(items, 1):
             yield item
-            now = time.monotonic()
-            if terminal and (now - shown > 0.1 or done == total):
-                filled = int(30 * done / max(total, 1))
-                left_s = (now - start) / done * max(total - done, 0)
-                sys.stderr.write(
-                    f"\r{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total} {left_s:.0f} s left\x1b[K"
-                )
-                sys.stderr.flush()
-                shown, drawn = now, True
-            elif not terminal and now - shown > every_s:
-                note(f"{what}: {done}/{total}")
-                shown = now
-    finally:
-        if drawn:
+            meter(done, total)
+
+
+class Meter:
+    """Shows on stderr how far some work is: a bar on a terminal, a line at intervals elsewhere.
+
+    Call it with (done, total) after each step; as a context manager it ends the bar's line, also after an error.
+
+    Args:
+        what: name of the work.
+        every_s: seconds between lines when stderr is no terminal.
+    """
+
+    def __init__(self, what: str, *, every_s: float = 10.0) -> None:
+        self._what = what
+        self._every_s = every_s
+        self._terminal = sys.stderr.isatty()
+        self._start_s = self._shown_s = time.monotonic()
+        self._drawn = False
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` steps are done, if it is time to."""
+        now_s = time.monotonic()
+        if self._terminal and (now_s - self._shown_s > 0.1 or done == total):
+            filled = int(30 * done / max(total, 1))
+            left_s = (now_s - self._start_s) / max(done, 1) * max(total - done, 0)
+            bar = f"[{'#' * filled}{'.' * (30 - filled)}]"
+            sys.stderr.write(f"\r{self._what} {bar} {done}/{total} {left_s:.0f} s left\x1b[K")
+            sys.stderr.flush()
+            self._shown_s, self._drawn = now_s, True
+        elif not self._terminal and now_s - self._shown_s > self._every_s:
+            note(f"{self._what}: {done}/{total}")
+            self._shown_s = now_s
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
             note("")
 
 

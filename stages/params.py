@@ -13,6 +13,7 @@ from mango.checkpoints import ModelSource
 from mango.config import Frozen, Loaded, load
 from mango.corpus import CorpusParams
 from mango.gates import GateParams
+from mango.merging import MergeParams
 from mango.packaging import PackageParams
 
 PATH = Path("params.yaml")
@@ -28,6 +29,7 @@ class Params(Frozen):
     models: dict[str, ModelSource] = Field(description="source models by name")
     corpus: CorpusParams = CorpusParams()
     extract: ExtractParams = ExtractParams()
+    merge: MergeParams
     gates: GateParams = GateParams()
     package: PackageParams = PackageParams()
 
@@ -68,7 +70,7 @@ def effective(params: Params, sections: Sequence[str]) -> dict[str, Any]:
     Returns:
         Nested plain values: of ``router``, its ``type`` and the section of that type.
     """
-    data = params.model_dump(mode="json", include=set(sections))
+    data = params.model_dump(mode="json", by_alias=True, include=set(sections))
     for section, chooser in CHOICES.items():
         values = data.get(section, {})
         for name in [n for n, v in values.items() if isinstance(v, dict) and n != values[chooser]]:
