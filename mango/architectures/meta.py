@@ -102,7 +102,7 @@ def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:
         The model's output, whose tensors carry shapes only.
 
     Raises:
-        ArchitectureError: the forward pass needs more than token ids, or reads values.
+        ArchitectureError: the forward pass needs more than token ids and a mask, reads values, or does not fit itself.
     """
     try:
         with _on_meta():
@@ -110,8 +110,8 @@ def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:
             return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=True)
     except MODEL_FAILURES as error:
         raise ArchitectureError(
-            f"{_where(model.config)}: the forward pass of {type(model).__name__} does not run from token ids "
-            f"alone on the meta device: {type(error).__name__}: {_first_line(error)}"
+            f"{_where(model.config)}: the forward pass of {type(model).__name__} fails on token ids without data: "
+            f"{type(error).__name__}: {_first_line(error)}"
         ) from error
 
 
