@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from stages.run import GATES, REPORTS, Stage, run_stage
 
 if TYPE_CHECKING:
+    from mango.fusion.params import FusionParams
+    from mango.merging import MergeParams
     from mango.packaging import DataState, GitState
     from stages.params import Params
 
@@ -49,15 +51,14 @@ def package(stage: Stage) -> Mapping[str, float]:
     stage.log_gate(gate)
     gate.raise_if_failed()
     git = git_state(Path())
-    parameters = params.model_dump(mode="json")
     build_package(
         FUSED,
         OUT,
         params=params.package,
         evaluation=json.loads(EVALUATION.read_text(encoding="utf-8")),
         gates={**{name: gate_passed(GATES / f"{name}.json") for name in EARLIER_GATES}, gate.gate: gate.passed},
-        parameters=parameters,
-        parents=parents_of(BlockStore.open(STORE), parent_names(parameters)),
+        parameters=params.model_dump(mode="json"),
+        parents=parents_of(BlockStore.open(STORE), parent_names(params.fusion, params.merge)),
         data=data_state(params.corpus.path),
         git=git,
         reproduce=command(params, git),
@@ -85,13 +86,12 @@ def gate_passed(report: Path) -> bool:
     return passed is True
 
 
-def parent_names(parameters: Mapping[str, Any]) -> list[str]:
+def parent_names(fusion: FusionParams, merge: MergeParams) -> list[str]:
     """Return the source models that the fused model is made of; the merged model stands for what it was merged from."""
-    fusion, merge = parameters["fusion"], parameters["merge"]
-    names = [fusion["trunk"], *fusion["experts"]]
+    names = {fusion.trunk, *(expert.model for expert in fusion.experts)}
     if MERGED in names:
-        names += [merge["base"], *merge["models"]]
-    return sorted({name for name in names if name not in (None, MERGED)})
+        names |= set(merge.to_document().references())
+    return sorted(names - {MERGED})
 
 
 def data_state(folder: Path) -> DataState:

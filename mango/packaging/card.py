@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mango.evaluation.report_words import KINDS, describe, verdict_of
 from mango.evaluation.schema import System, Units
 from mango.packaging.manifest import PackageManifest, Parent
+from mango.packaging.reproduce import flat
 
 _UNKNOWN = "not declared"
 
@@ -148,11 +150,22 @@ def _router(parameters: Mapping[str, Any]) -> str:
     if not isinstance(router, Mapping) or not isinstance(kind, str):
         return "The package's parameters name no router.\n"
     own = router.get(kind)
-    settings = (
-        [f"- {_code(key)}: {_code(str(value))}" for key, value in own.items()] if isinstance(own, Mapping) else []
-    )
+    settings = flat(own) if isinstance(own, Mapping) else {}
     words = _ROUTERS.get(kind, "A router from a package outside Mango.")
-    return "\n".join([f"Type {_code(kind)}. {words}", "", *settings]).rstrip() + "\n"
+    lines = [f"- {_code(key)}: {_code(json.dumps(value, ensure_ascii=False))}" for key, value in settings.items()]
+    return "\n".join([f"{_fused(parameters)}Type {_code(kind)}. {words}", "", *lines]).rstrip() + "\n"
+
+
+def _fused(parameters: Mapping[str, Any]) -> str:
+    """Return what is fused, in one sentence, where the parameters say it."""
+    fusion = parameters.get("fusion")
+    if not isinstance(fusion, Mapping):
+        return ""
+    experts = []
+    for expert in fusion["experts"]:
+        cut = expert["cut"] if isinstance(expert["cut"], str) else "by hand"
+        experts.append(f"{_code(expert['model'])} (cut {_code(cut)}, edges {_code(expert['edges'])})")
+    return f"Trunk {_code(fusion['trunk'])}; experts {', '.join(experts) or 'none'}.\n\n"
 
 
 def _parents(parents: Sequence[Parent]) -> str:

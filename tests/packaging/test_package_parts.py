@@ -9,8 +9,9 @@ import jsonschema
 import pytest
 
 import mango.packaging.manifest as manifest_module
+import mango.tracking.manifest as registry
 from mango.blocks import extract
-from mango.checkpoints import ModelSource
+from mango.checkpoints import ModelSource, sha256_file
 from mango.errors import UnknownNameError
 from mango.packaging import GitState, PackageParams, build_package, git_state, parents_of
 from mango.packaging.manifest import json_schema_text
@@ -66,3 +67,17 @@ def test_parents_are_what_the_block_store_knows(tmp_path: Path) -> None:
 def test_a_name_must_fit_folders_and_registries(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         PackageParams(name=name)
+
+
+def test_the_registry_reads_what_was_packed(fused: Path, facts: dict[str, Any]) -> None:
+    """`mango promote` has its own reader of mango.json: both must mean the same."""
+    facts["parameters"]["package"] = {"min_delta": 0.25}
+    package = build_package(fused, fused.parent / "package", **facts)
+    manifest, sha256 = registry.read_manifest(package)
+    registry.check_files(package, manifest)
+    registry.check_gates(manifest, ["corpus", "blocks", "metrics"], "here")
+    assert sha256 == sha256_file(package / "mango.json")
+    assert manifest.min_delta == 0.25
+    for name in ("fused_hard.switching", "gap_closed_soft", "trunk.pure.code"):
+        ours = manifest_module.metric_value(manifest_module.read_manifest(package).evaluation, name)
+        assert registry.metric_value(manifest, name, "here") == ours

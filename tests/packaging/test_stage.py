@@ -13,30 +13,25 @@ import pytest
 
 from mango.blocks import extract
 from mango.checkpoints import ModelSource, write_file
-from mango.config import Frozen, Settings
+from mango.config import Settings
 from mango.errors import GateError, PackagingError
-from mango.packaging import open_package, verify_package
+from mango.fusion.params import FusionParams
+from mango.merging import MergeParams
+from mango.packaging import git_state, open_package, verify_package
 from mango.tracking.runs import NullRun
 from stages.package import command, gate_passed, package, parent_names
-from stages.params import Params
+from stages.params import Params, load_params
 from stages.run import Stage
 from tests.packaging.conftest import EVALUATION, save_tiny_checkpoint
 from tests.packaging.test_package_parts import git
 
-
-class Fusion(Frozen):
-    trunk: str = "base"
-    experts: tuple[str, ...] = ("code",)
+ROOT = Path(__file__).parents[2]
 
 
-class Merge(Frozen):
-    base: str = "base"
-    models: tuple[str, ...] = ("code",)
-
-
-class WithFusion(Params):
-    fusion: Any = Fusion()
-    merge: Any = Merge()
+class AllParams(Params):
+    fusion: FusionParams = FusionParams.model_validate({"trunk": "base", "experts": ["code"]})
+    merge: MergeParams = MergeParams(models=("code", "maths"))
+    router: Any = {"type": "topk", "topk": {"k": 1, "temperature": {"start": 1.0}}}  # noqa: RUF012
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     write_file("reports/evaluation.json", EVALUATION.read_bytes())
     for gate in ("blocks", "corpus"):
         write_file(f"reports/gates/{gate}.json", json.dumps({"gate": gate, "passed": True}))
-    return Stage("package", WithFusion(models=models), Settings(), NullRun())
+    return Stage("package", AllParams(models=models), Settings(), NullRun())
 
 
 def test_the_stage_packs_what_the_pipeline_left(stage: Stage) -> None:
@@ -72,6 +67,9 @@ def test_the_stage_packs_what_the_pipeline_left(stage: Stage) -> None:
     assert set(manifest.data.files) == {f"data/corpus/{split}.parquet" for split in ("train", "validation", "test")}
     assert manifest.parameters["package"] == stage.params.package.model_dump(mode="json")
     assert Path("reports/gates/metrics.html").is_file()
+    card = Path("models/package/README.md").read_text(encoding="utf-8")
+    assert "Trunk `base`; experts `code` (cut `auto`, edges `own`)" in card
+    assert "- `temperature.start`: `1.0`" in card
     model, _ = open_package(Path("models/package"))
     assert model.config.num_hidden_layers == 2
 
@@ -106,33 +104,30 @@ def test_only_a_clear_yes_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trunk", "experts", "names"),
     [
-        ("base", ["novels", "code"], ["base", "code", "novels"]),
+        ("base", ["novels", {"model": "code", "cut": "whole"}], ["base", "code", "novels"]),
         ("merged", ["novels"], ["base", "code", "maths", "novels"]),
+        ("base", ["merged"], ["base", "code", "maths"]),
     ],
 )
-def test_parents_are_trunk_experts_and_what_was_merged(trunk: str, experts: list[str], names: list[str]) -> None:
-    parameters = {
-        "fusion": {"trunk": trunk, "experts": experts},
-        "merge": {"base": "base", "models": ["code", "maths"]},
-    }
-    assert parent_names(parameters) == names
+def test_parents_are_trunk_experts_and_what_was_merged(trunk: str, experts: list[Any], names: list[str]) -> None:
+    fusion = FusionParams.model_validate({"trunk": trunk, "experts": experts})
+    assert parent_names(fusion, MergeParams(models=("code", "maths"))) == names
 
 
 def test_the_command_names_what_is_not_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mango.packaging import git_state
-
     monkeypatch.chdir(tmp_path)
-    committed = Params(models={"base": ModelSource(source="models/tiny/base")})
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    committed = load_params()
     assert command(committed, git_state(tmp_path)) == "dvc repro package"
     git(tmp_path, "init", "--quiet")
-    Path("params.yaml").write_text("seed: 0\nmodels: {base: {source: models/tiny/base}}\n")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "--quiet", "-m", "start")
     start = f"git checkout {git(tmp_path, 'rev-parse', 'HEAD')} && "
     assert command(committed, git_state(tmp_path)) == f"{start}dvc repro package"
-    package_params = committed.package.model_copy(update={"min_delta": 0.5})
-    used = committed.model_copy(update={"seed": 7, "package": package_params})
-    assert command(used, git_state(tmp_path)) == f"{start}dvc exp run -S ++package.min_delta=0.5 -S seed=7 package"
+    used = load_params(overrides=["seed=7", "corpus.segment_length=32"])
+    assert command(used, git_state(tmp_path)) in {
+        f"{start}dvc exp run -S {added}corpus.segment_length=32 -S seed=7 package" for added in ("", "++")
+    }
     Path("params.yaml").write_text("sede: 0\n")
     git(tmp_path, "commit", "--quiet", "-am", "another schema")
     every = command(used, git_state(tmp_path))
