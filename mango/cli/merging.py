@@ -46,14 +46,15 @@ def merge(
 
 
 def _models(path: Path) -> dict[str, ModelSource]:
+    from pydantic import create_model
+
+    from mango.checkpoints import ModelSource as Source
     from mango.config import Document, Frozen, read_document, validate
 
-    class Models(Frozen):
-        models: dict[str, ModelSource]
-
+    schema = create_model("Models", __base__=Frozen, models=(dict[str, Source], ...))
     whole = read_document(path)
     section = Document(whole.name, {key: value for key, value in whole.data.items() if key == "models"}, whole.lines)
-    return validate(Models, section).value.models
+    return dict(vars(validate(schema, section).value)["models"])
 
 
 def _facts(planned: MergePlan) -> dict[str, object]:
