@@ -138,7 +138,7 @@ def _scatter(axes: Axes, points: list[tuple[System, float, float]], title: str, 
             )
     axes.set_xscale("log", base=2)
     low, high = min(cost for _, cost, _ in points), max(cost for _, cost, _ in points)
-    axes.set_xlim(max(low, 1e-6) * 0.8, high * 3.4)
+    axes.set_xlim(low * 0.8, high * 3.4)
     ticks = [tick for tick in (0.5, 1, 2, 3, 4, 6, 8, 12, 16) if low * 0.8 <= tick <= high * 1.3]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

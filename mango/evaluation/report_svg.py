@@ -146,11 +146,11 @@ def quality_against_cost(points: Sequence[Point], *, title: str, cost_name: str)
     best = min(point.loss for point in points)
     pad = 0.07 * (limit - best) or 0.05
     low, high = best - pad, limit + 2 * pad
-    costs = [max(point.cost, 1e-6) for point in points]
+    costs = [point.cost for point in points]
     x_low, x_high = math.log2(min(costs)) - 1.1, math.log2(max(costs)) + 0.35
 
     def x_at(cost: float) -> float:
-        return _LEFT + (math.log2(max(cost, 1e-6)) - x_low) / (x_high - x_low) * (right - _LEFT)
+        return _LEFT + (math.log2(cost) - x_low) / (x_high - x_low) * (right - _LEFT)
 
     def y_at(loss: float) -> float:
         return bottom - (min(loss, high - 0.4 * pad) - low) / (high - low) * (bottom - _TOP)

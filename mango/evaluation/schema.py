@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 SystemKind = Literal["fused", "trunk", "expert", "merge", "control", "ensemble", "routing", "oracle"]
 
 Loss = Annotated[float, Field(ge=0)]
+Cost = Annotated[float, Field(gt=0)]
 Spread = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1.000001)]
@@ -52,8 +53,8 @@ class System(_Strict):
     pure_se: Spread | None = Field(description="standard error of pure_mean; null where it was not estimated")
     switching: Loss | None = Field(description="loss on text that switches domain; null where it is not defined")
     switching_se: Spread | None
-    cost: Loss | None = Field(description="tokens processed on pure text, in units of one expert")
-    cost_switching: Loss | None = Field(description="tokens processed on switching text, in units of one expert")
+    cost: Cost | None = Field(description="tokens processed on pure text, in units of one expert")
+    cost_switching: Cost | None = Field(description="tokens processed on switching text, in units of one expert")
     tokens_per_s: Loss | None
     peak_memory_mb: Loss | None
     note: str = ""
@@ -65,7 +66,7 @@ class Headline(_Strict):
     gap_closed_soft: float | None = Field(description="share of the gap from trunk to per-sequence oracle, soft")
     gap_closed_hard: float | None = Field(description="share of the gap from trunk to per-sequence oracle, hard")
     switching_hard_minus_posterior_ensemble: float | None = Field(description="negative: hard routing is better")
-    cost_hard_switching: Loss | None
+    cost_hard_switching: Cost | None
     beats_every_static_merge: bool | None
     beats_self_stitch: bool | None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +28,7 @@ from mango.packaging.manifest import (
 from mango.packaging.params import PackageParams
 
 _WEIGHTS = ".safetensors"
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+_CHUNK_BYTES = 1 << 20
 
 
 def build_package(
@@ -98,7 +96,7 @@ def build_package(
             if source.suffix == _WEIGHTS and _link(source, target):
                 linked[name] = source.stat().st_mode & 0o777
             else:
-                shutil.copyfile(source, target)
+                _copy(source, target)
         write_file(folder / CARD_FILE, card)
         files = {
             path.relative_to(folder).as_posix(): PackedFile(sha256=sha256_file(path), bytes=path.stat().st_size)
@@ -123,9 +121,12 @@ def _passed(gates: Mapping[str, bool]) -> dict[str, GateResult]:
 def _link(source: Path, target: Path) -> bool:
     """Give a file a second name; return False where the file system cannot."""
     try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno in _NO_LINK:
-            return False
-        raise
+        target.hardlink_to(source)
+    except OSError:  # another file system, no links there, too many of them: a copy tells what is truly wrong
+        return False
     return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("xb") as write:
+        shutil.copyfileobj(read, write, _CHUNK_BYTES)

@@ -28,6 +28,7 @@ def open_package(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 
     import mango  # noqa: F401  (lets transformers open the fused architecture)
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    closed = {"local_files_only": True, "trust_remote_code": False}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **closed)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **closed)
     return model, tokenizer

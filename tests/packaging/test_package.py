@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, pipeline
 
-import mango.packaging.build as build_module
-from mango.checkpoints import verify
-from mango.errors import EvaluationError, IntegrityError, PackagingError
+from mango.checkpoints import replace_folder, verify
+from mango.errors import CheckpointError, EvaluationError, IntegrityError, PackagingError
 from mango.packaging import PackageParams, build_package, open_package, read_manifest, verify_package
 from tests.packaging.conftest import save_tiny_checkpoint
 
@@ -64,16 +65,34 @@ def test_weights_are_not_stored_twice_and_keep_their_mode(fused: Path, facts: di
     verify_package(package)
 
 
-def test_where_links_cannot_be_made_weights_are_copied(
-    fused: Path, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(build_module.os, "link", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_where_links_cannot_be_made_weights_are_copied(fused: Path, facts: dict[str, Any]) -> None:
     package = build_package(fused, fused.parent / "package", **facts)
     verify_package(package)
     assert not (package / "model.safetensors").samefile(fused / "model.safetensors")
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_disk_that_takes_no_more_leaves_the_old_package(fused: Path, package: Path, facts: dict[str, Any]) -> None:
+    before = (package / "mango.json").read_bytes()
+    facts["reproduce"] = "another"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((fused / "model.safetensors").stat().st_size - 1, hard))
+    try:
+        with pytest.raises(CheckpointError, match=rf"{package}: no room to write"):
+            build_package(fused, package, **facts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (package / "mango.json").read_bytes() == before
+    assert sorted(path.name for path in package.parent.iterdir()) == ["fused", "package"]
 
 
 def flip(path: Path) -> None:
@@ -183,3 +202,14 @@ def test_a_damaged_checkpoint_is_not_packed(fused: Path, facts: dict[str, Any]) 
     with pytest.raises(IntegrityError, match=r"model\.safetensors: SHA-256 is"):
         build_package(fused, fused.parent / "package", **facts)
     assert not (fused.parent / "package").exists()
+
+
+def test_code_inside_a_package_is_never_run(fused: Path, facts: dict[str, Any]) -> None:
+    config = json.loads((fused / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    with replace_folder(fused) as new:
+        (new / "config.json").write_text(json.dumps(config))
+        (new / "code.py").write_text("raise SystemExit('ran')")
+    package = build_package(fused, fused.parent / "package", **facts)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        open_package(package)
