@@ -36,7 +36,7 @@ def columns(evaluation: Evaluation) -> list[Column]:
         Column("Switching text", lambda s: s.switching, 3, spread=lambda s: s.switching_se, starts_group=True),
         Column("Cost, pure", lambda s: s.cost, 2, best=None, starts_group=True),
         Column("Cost, switching", lambda s: s.cost_switching, 2, best=None),
-        Column("Tokens per s", lambda s: s.tokens_per_s, 0, best=max),
+        Column("Tokens per\N{NO-BREAK SPACE}s", lambda s: s.tokens_per_s, 0, best=max),
         Column("Memory, MB", lambda s: s.peak_memory_mb, 0),
     ]
 

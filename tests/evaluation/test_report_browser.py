@@ -90,6 +90,27 @@ def test_an_expert_is_told_by_words_and_not_by_colour_alone(browser: Browser, pa
     assert browser.evaluate(f"{runs}.every(e => e.title && e.querySelector('.tag').innerText.length > 0)")
 
 
+def test_long_names_and_many_experts_do_not_widen_the_page(browser: Browser, tmp_path: Path) -> None:
+    evaluation = example()
+    endless = "a_name_without_any_place_to_break_it_" * 4
+    experts = ["anchor", *(f"expert_{i}" for i in range(12)), endless]
+    for position in evaluation["routing"]["positions"]:
+        position["experts"] = experts
+        for routed in position["by_domain"].values():
+            routed["utilisation"] = [1 / len(experts)] * len(experts)
+    for system in evaluation["systems"][3:6]:
+        system["label"] = endless
+    for token in evaluation["routing"]["sample"][0]["tokens"][:9]:
+        token.update(expert=endless, text=endless)
+    evaluation["provenance"]["commands"] = [endless * 5]
+    page = tmp_path / "long.html"
+    page.write_text(render(parse(evaluation)), encoding="utf-8")
+    for width in (360, 1280):
+        browser.open(page, width=width)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate(STICKING_OUT) == []
+
+
 def test_the_browser_test_would_notice(browser: Browser, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(
