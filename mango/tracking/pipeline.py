@@ -82,8 +82,12 @@ def stage_run(
 
 
 def pipeline_key(settings: TrackingSettings, dvc: ProcessIdentity) -> str:
-    """Return what tells this execution of the pipeline from every other one."""
-    exp_name, baseline = os.environ.get("DVC_EXP_NAME", ""), _baseline()
+    """Return what tells this execution of the pipeline from every other one.
+
+    Only what stays the same from the first stage to the last goes in: the baseline is that of a DVC experiment, since
+    somebody may commit while a plain ``dvc repro`` runs.
+    """
+    exp_name, baseline = os.environ.get("DVC_EXP_NAME", ""), os.environ.get("DVC_EXP_BASELINE_REV", "")
     parts = [settings.experiment, dvc.host, dvc.boot, dvc.namespace, str(dvc.pid), dvc.started, baseline, exp_name]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
