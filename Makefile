@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## run the pipeline on the tiny experts, promote the result, compare it with the baselines
 	$(BIN)/dvc repro
-	$(BIN)/mango promote
+	$(BIN)/mango promote mango-tiny
 	$(BIN)/python -m stages.summary
 
 test: $(STAMP)  ## run all tests; installs what they need from the system when it may

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mango.blocks import ExtractParams
 from mango.checkpoints import ModelSource
-from mango.config import Frozen, Loaded, load
+from mango.config import Frozen, Loaded, Problem, load, near, refuse
 from mango.corpus import CorpusParams
+from mango.fusion import AdapterParams, FusionParams, RouterParams
 from mango.gates import GateParams
 from mango.merging import MergeParams
 from mango.packaging import PackageParams
 
 PATH = Path("params.yaml")
+
+MERGED = "merged"
+"""Name by which trunk or expert may be the merge stage's own model."""
 
 CHOICES = {"router": "type", "adapter": "type", "merge": "method"}
 """Sections that hold one namespace for each choice, and the key that chooses."""
@@ -30,8 +34,49 @@ class Params(Frozen):
     corpus: CorpusParams = CorpusParams()
     extract: ExtractParams = ExtractParams()
     merge: MergeParams
+    fusion: FusionParams
+    router: RouterParams = RouterParams()
+    adapter: AdapterParams = AdapterParams()
     gates: GateParams = GateParams()
     package: PackageParams = PackageParams()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Params:
+        refuse([*_merge_problems(self), *_fusion_problems(self), *_router_problems(self)])
+        return self
+
+
+def _merge_problems(params: Params) -> Iterator[Problem]:
+    if MERGED in params.models:
+        yield Problem(f"models.{MERGED}", f"the name {MERGED!r} stands for the merge stage's own model: choose another")
+    named = [(f"merge.models.{i}", name) for i, name in enumerate(params.merge.models)]
+    if params.merge.to_document().base_model == params.merge.base:
+        named.append(("merge.base", params.merge.base))
+    yield from _unknown(named, params.models)
+
+
+def _fusion_problems(params: Params) -> Iterator[Problem]:
+    experts = params.fusion.experts
+    named = [("fusion.trunk", params.fusion.trunk)]
+    named += [(f"fusion.experts.{i}", expert.model) for i, expert in enumerate(experts)]
+    yield from _unknown(named, [*params.models, MERGED])
+
+
+def _router_problems(params: Params) -> Iterator[Problem]:
+    chosen, num_experts = params.router.type, len(params.fusion.experts) + 1
+    k = getattr(params.router.chosen(), "k", None)
+    if k is not None and k > num_experts:
+        message = f"{k} is more than the {num_experts} experts (the trunk and {num_experts - 1} more)"
+        yield Problem(f"router.{chosen}.k", message, depends=("fusion.experts", "router.type"))
+
+
+def _unknown(named: Iterable[tuple[str, str]], known: Iterable[str]) -> Iterator[Problem]:
+    known = list(known)
+    for key, name in named:
+        if name not in known:
+            hint = near(name, known) or "."
+            message = f"{name!r} is no model{hint} Known under models: {', '.join(known)}"
+            yield Problem(key, message, depends=("models",))
 
 
 def load_params(

@@ -73,6 +73,17 @@ def run_stage(name: str, work: Work, *, sections: Sequence[str], help_text: str 
         del debug  # looked for by run_command, which shows the traceback
         _run(name, work, sections, params, assignments or ())
 
+    command_line(name, command, help_text=help_text)
+
+
+def command_line(name: str, command: Callable[..., None], *, help_text: str | None) -> None:
+    """Run a function as the command ``python -m stages.NAME`` and exit as `mango` does.
+
+    Args:
+        name: of the command; its module is called the same, with underscores.
+        command: its parameters are the options.
+        help_text: what ``--help`` says.
+    """
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name, help=help_text)(command)
     sys.exit(run_command(typer.main.get_command(app), sys.argv[1:], f"python -m stages.{name.replace('-', '_')}"))

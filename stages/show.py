@@ -28,8 +28,8 @@ def config(
         rows = {key: {"value": value, "origin": origin} for key, value, origin in loaded.rows()}
         console.result_json({"parameters": rows, "settings": settings.model_dump(mode="json")})
         return
-    shown = [[key, json.dumps(value), origin] for key, value, origin in loaded.rows()]
-    console.result(console.table(shown, ["parameter", "value", "origin"]))
+    shown = [[key, origin, json.dumps(value)] for key, value, origin in loaded.rows()]
+    console.result(console.table(shown, ["parameter", "from", "value"]))
     console.result("")
     variables = [[f"MANGO_{name.upper()}", "-" if v is None else str(v)] for name, v in settings]
     console.result(console.table(variables, ["setting (changes no result)", "value"]))
