@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stages.run import GATES, REPORTS, Stage, run_stage
 
 if TYPE_CHECKING:
-    from mango.fusion.params import FusionParams
+    from mango.fusion import FusionParams
     from mango.merging import MergeParams
     from mango.packaging import DataState, GitState
     from stages.params import Params
@@ -22,8 +22,6 @@ FUSED = Path("models/fused")
 STORE = Path("models/blocks")
 OUT = Path("models/package")
 EVALUATION = REPORTS / "evaluation.json"
-MERGED = "merged"
-"""Name that stands for the merge stage's own model."""
 EARLIER_GATES = ("blocks", "corpus")
 
 
@@ -88,6 +86,8 @@ def gate_passed(report: Path) -> bool:
 
 def parent_names(fusion: FusionParams, merge: MergeParams) -> list[str]:
     """Return the source models that the fused model is made of; the merged model stands for what it was merged from."""
+    from stages.params import MERGED
+
     names = {fusion.trunk, *(expert.model for expert in fusion.experts)}
     if MERGED in names:
         names |= set(merge.to_document().references())

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from mango.blocks import extract
-from mango.checkpoints import ModelSource, write_file
+from mango.checkpoints import copy_tokenizer, replace_folder, write_file
 from mango.config import Settings
 from mango.errors import GateError, PackagingError
-from mango.fusion.params import FusionParams
+from mango.fusion import FusionParams, build_fused
 from mango.merging import MergeParams
 from mango.packaging import git_state, open_package, verify_package
 from mango.tracking.runs import NullRun
@@ -28,27 +33,31 @@ from tests.packaging.test_package_parts import git
 ROOT = Path(__file__).parents[2]
 
 
-class AllParams(Params):
-    fusion: FusionParams = FusionParams.model_validate({"trunk": "base", "experts": ["code"]})
-    merge: MergeParams = MergeParams(models=("code", "maths"))
-    router: Any = {"type": "topk", "topk": {"k": 1, "temperature": {"start": 1.0}}}  # noqa: RUF012
-
-
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("base", "code")):
         save_tiny_checkpoint(Path("models/tiny", name), seed=seed)
-    save_tiny_checkpoint(Path("models/fused"))
-    models = {name: ModelSource(source=f"models/tiny/{name}") for name in ("base", "code")}
-    extract(models, Path("models/blocks"), "reference")
+    params = Params.model_validate(
+        {
+            "models": {name: {"source": f"models/tiny/{name}"} for name in ("base", "code")},
+            "merge": {"models": ["base", "code"]},
+            "fusion": {"trunk": "base", "experts": ["code"], "span": 1},
+            "router": {"type": "topk"},
+        }
+    )
+    store = extract(params.models, Path("models/blocks"), "reference")
+    fused = build_fused(store, params.fusion, params.router, params.adapter, seed=0)
+    with replace_folder("models/fused") as folder:
+        fused.save_pretrained(folder)
+        copy_tokenizer(Path("models/tiny/base"), folder)
     Path("data/corpus").mkdir(parents=True)
     for split in ("train", "validation", "test"):
         pq.write_table(pa.table({"text": [split]}), f"data/corpus/{split}.parquet")
     write_file("reports/evaluation.json", EVALUATION.read_bytes())
     for gate in ("blocks", "corpus"):
         write_file(f"reports/gates/{gate}.json", json.dumps({"gate": gate, "passed": True}))
-    return Stage("package", AllParams(models=models), Settings(), NullRun())
+    return Stage("package", params, Settings(), NullRun())
 
 
 def test_the_stage_packs_what_the_pipeline_left(stage: Stage) -> None:
@@ -71,7 +80,24 @@ def test_the_stage_packs_what_the_pipeline_left(stage: Stage) -> None:
     assert "Trunk `base`; experts `code` (cut `auto`, edges `own`)" in card
     assert "- `temperature.start`: `1.0`" in card
     model, _ = open_package(Path("models/package"))
-    assert model.config.num_hidden_layers == 2
+    ids = torch.arange(4, 24)[None]
+    original = AutoModelForCausalLM.from_pretrained("models/fused")
+    assert torch.equal(model(ids).logits, original(ids).logits)
+
+
+@pytest.mark.slow
+def test_a_fresh_process_needs_no_more_than_import_mango(stage: Stage) -> None:
+    package(stage)
+    program = """
+import mango
+from transformers import AutoModelForCausalLM, pipeline
+model = AutoModelForCausalLM.from_pretrained("models/package")
+generate = pipeline("text-generation", model=model, tokenizer="models/package")
+print(type(model).__name__, generate("w4 w5 w6", max_new_tokens=4, do_sample=False)[0]["generated_text"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith("MolForCausalLM w4 w5 w6")
 
 
 def test_a_failed_metrics_gate_leaves_the_old_package(stage: Stage) -> None:
