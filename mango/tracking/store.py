@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,13 +116,14 @@ def _location(settings: TrackingSettings) -> str | None:
     return None if settings.backend == "server" else f"{settings.artifact_uri}/runs"
 
 
-def _known_versions() -> list[str]:
+@lru_cache
+def _known_versions() -> tuple[str, ...]:
     """Return the schema versions that the installed mlflow knows, newest first."""
     import mlflow
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    return [script.revision for script in scripts.walk_revisions()]
+    return tuple(script.revision for script in scripts.walk_revisions())
 
 
 def _schema_version(settings: TrackingSettings) -> str | None:
