@@ -24,7 +24,7 @@ _Name = Annotated[str, typer.Argument(help="Registered model, for instance mango
 
 @app.command()
 def promote(
-    name: _Name,
+    name: Annotated[str | None, typer.Argument(help="Registered model; the package's own name if not given.")] = None,
     package: Annotated[Path, typer.Option(help="Package folder that holds mango.json.")] = Path("models/package"),
     metric: Annotated[str | None, typer.Option(help="Metric to compare; the package's own if not given.")] = None,
     min_delta: Annotated[
@@ -50,7 +50,7 @@ def promote(
     if json:
         console.result_json(result.as_dict())
     else:
-        console.result(f"models:/{name}: {result.reason}")
+        console.result(f"models:/{result.name}: {result.reason}")
     if require and result.champion != result.version:
         raise typer.Exit(1)
 
@@ -96,7 +96,9 @@ def sync(json: _Json = False) -> None:
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")] = 5000,
+) -> None:
     """Open the tracking pages in small form."""
     from mango import console, tracking
 

@@ -107,7 +107,7 @@ def register(package: Path, name: str, *, settings: TrackingSettings | None = No
 
 
 def promote(
-    name: str,
+    name: str | None,
     package: Path,
     *,
     metric: str | None = None,
@@ -123,7 +123,7 @@ def promote(
     lock in PostgreSQL), because MLflow's aliases have no compare-and-set: without it a worse model can win a race.
 
     Args:
-        name: registered model.
+        name: registered model; the name that the package gives itself when None.
         package: folder with ``mango.json``.
         metric: what to compare; the one that the package declares when None.
         min_delta: improvement over the champion that is asked for, at least 0; ``package.min_delta`` of the package's
@@ -138,8 +138,9 @@ def promote(
             is registered then. Also when the champion cannot be compared on this metric.
     """
     settings = TrackingSettings.from_environment() if settings is None else settings
-    _check_name(name)
     manifest, sha256 = read_manifest(package)
+    name = manifest.name if name is None else name
+    _check_name(name)
     declared = _vet(manifest, gates, str(package))
     metric = metric or declared.name
     mode = mode or declared.mode

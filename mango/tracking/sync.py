@@ -22,6 +22,7 @@ from mango.tracking.values import flatten, numbers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _UNFINISHED = {"Queued", "Running", "Failed"}
 
@@ -81,8 +82,9 @@ def sync(*, settings: TrackingSettings | None = None) -> list[SyncedRun]:
     made = []
     with machine_lock(settings, "pipeline"):
         for result in results:
-            if not _has_run(client, experiment, result):
-                made.append(_make_run(client, experiment, result))
+            sources = _sources(client, result)
+            if not _has_run(client, experiment, result, sources):
+                made.append(_make_run(client, experiment, result, sources))
     return made
 
 
@@ -122,20 +124,61 @@ def _result(name: str, baseline: str, data: Mapping[str, Any]) -> _Result:
     params: dict[str, Any] = {}
     for content in (data.get("params") or {}).values():
         params.update(content.get("data") or {})
-    metrics = {path: content.get("data") or {} for path, content in (data.get("metrics") or {}).items()}
+    files = {path: content.get("data") for path, content in (data.get("metrics") or {}).items()}
+    metrics = {path: content for path, content in files.items() if isinstance(content, dict)}
     return _Result(name, data["rev"], baseline, params, metrics)
 
 
-def _has_run(client: MlflowClient, experiment: str, result: _Result) -> bool:
+@dataclass(frozen=True)
+class _Source:
+    """The run that made one cached stage, and its parent; both None if they are in another machine's store."""
+
+    stage: str
+    run_id: str
+    run: Run | None
+    parent: Run | None
+
+
+def _sources(client: MlflowClient, result: _Result) -> list[_Source]:
+    from mlflow.exceptions import MlflowException
+
+    found = []
+    for path, data in result.metrics.items():
+        run_id = data.get("run_id")
+        if not isinstance(run_id, str):
+            continue
+        stage = path.rpartition("/")[2].removesuffix(".json")
+        try:
+            run = client.get_run(run_id)
+            parent = client.get_run(run.data.tags.get("mlflow.parentRunId", run_id))
+        except MlflowException as error:
+            if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise
+            found.append(_Source(stage, run_id, None, None))
+        else:
+            found.append(_Source(run.data.tags.get("mango.stage", stage), run_id, run, parent))
+    return found
+
+
+def _has_run(client: MlflowClient, experiment: str, result: _Result, sources: list[_Source]) -> bool:
     query = f"tags.`mango.kind` = 'pipeline' and tags.`mango.baseline` = '{result.baseline}'"
     if result.name:
         query += f" and tags.`mango.exp_name` = '{result.name}'"
-    runs = client.search_runs([experiment], query, max_results=1000)
-    return any(result.name or "mango.exp_name" not in run.data.tags for run in runs)
+        return bool(client.search_runs([experiment], query, max_results=1))
+    if any("mango.exp_name" not in run.data.tags for run in client.search_runs([experiment], query, max_results=1000)):
+        return True
+    # `dvc repro` runs before its results are committed, so its run has the commit before as baseline.
+    params = flatten(result.params)
+    return any(
+        source.parent is not None
+        and "mango.exp_name" not in source.parent.data.tags
+        and all(params.get(name) == value for name, value in source.parent.data.params.items())
+        for source in sources
+    )
 
 
-def _make_run(client: MlflowClient, experiment: str, result: _Result) -> SyncedRun:
-    cached, headline = _cached_stages(client, result)
+def _make_run(client: MlflowClient, experiment: str, result: _Result, sources: list[_Source]) -> SyncedRun:
+    cached = {source.stage: source.run_id for source in sources}
     tags = {
         "mango.kind": "pipeline",
         "mango.synced": "true",
@@ -148,37 +191,20 @@ def _make_run(client: MlflowClient, experiment: str, result: _Result) -> SyncedR
     hidden = {key: redact(key, value) for key, value in tags.items()}
     run_id = str(client.create_run(experiment, run_name=name, tags=hidden).info.run_id)
     write_params(client, run_id, flatten(result.params))
-    write_metrics(client, run_id, headline)
+    write_metrics(client, run_id, _headline(result, sources))
     client.set_terminated(run_id, "FINISHED")
     return SyncedRun(run_id, name, result.revision, cached)
 
 
-def _cached_stages(client: MlflowClient, result: _Result) -> tuple[dict[str, str], dict[str, float]]:
-    """Return which run made each cached stage, and the headline metrics that those runs gave their parents."""
-    from mlflow.exceptions import MlflowException
-
-    cached: dict[str, str] = {}
+def _headline(result: _Result, sources: list[_Source]) -> dict[str, float]:
+    """Return what the stages' runs gave their parents; for runs of another machine, the reports' own headlines."""
     headline: dict[str, float] = {}
-    for path, data in result.metrics.items():
-        if not isinstance(data, Mapping):
-            continue
-        run_id = data.get("run_id")
-        if not isinstance(run_id, str):
-            headline.update(numbers(data["headline"]) if isinstance(data.get("headline"), Mapping) else {})
-            continue
-        try:
-            run = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            cached[_stage(path)] = run_id  # made on another machine and pulled: its run is in that machine's store
-            continue
-        cached[run.data.tags.get("mango.stage", _stage(path))] = run_id
-        parent = run.data.tags.get("mlflow.parentRunId")
-        above = client.get_run(parent).data.metrics if parent else run.data.metrics
-        headline.update({key: value for key, value in run.data.metrics.items() if above.get(key) == value})
-    return cached, headline
-
-
-def _stage(path: str) -> str:
-    return path.rpartition("/")[2].removesuffix(".json")
+    for source in sources:
+        if source.run is not None and source.parent is not None:
+            above = source.parent.data.metrics
+            headline.update({key: value for key, value in source.run.data.metrics.items() if above.get(key) == value})
+    if all(source.run is None for source in sources):
+        for data in result.metrics.values():
+            if isinstance(data.get("headline"), Mapping):
+                headline.update(numbers(data["headline"]))
+    return headline
