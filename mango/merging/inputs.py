@@ -130,13 +130,16 @@ def _open(reference: str, source: ModelSource, cache: Path | None) -> Input:
     except (ValueError, KeyError, OSError) as error:
         raise MergeError(f"{folder}: transformers does not read its config.json ({error})") from error
     parts = describe(config)
-    ignored = getattr(build_meta(config), "_keys_to_ignore_on_load_unexpected", None) or ()
+    model = build_meta(config)
+    own = {_place(name, parts) for name in model.state_dict()}
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()  # meant for names that are not its own
     tensors, left_out = {}, []
     for info in checkpoint.infos():
-        if any(re.search(pattern, info.name) for pattern in ignored):
+        place = _place(info.name, parts)
+        if place not in own and any(re.search(pattern, info.name) for pattern in ignored):
             left_out.append(info.name)
         else:
-            tensors[_place(info.name, parts)] = info
+            tensors[place] = info
     spare_head = None
     if parts.tied and parts.head is not None:
         spare_head = tensors.pop(Place(-1, f"{parts.head}.weight"), None)

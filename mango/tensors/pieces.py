@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-PIECE_ELEMENTS = 2**19
-"""Elements of a piece: 4 MiB as float64."""
+PIECE_ELEMENTS = 2**17
+"""Elements of a piece: 1 MiB as float64, so that the few of one computation stay in the cache."""
 
 
 def pieces(tensors: Sequence[torch.Tensor], size: int = PIECE_ELEMENTS) -> Iterator[list[torch.Tensor]]:

@@ -38,11 +38,10 @@ class Kept:
             bool of shape [n].
         """
         dropped = magnitudes < self.threshold
-        ties = magnitudes == self.threshold
-        num_kept_ties = self.last_tie + 1 - first_position
-        if num_kept_ties < len(ties):
-            dropped[max(num_kept_ties, 0) :] |= ties[max(num_kept_ties, 0) :]
-        return ~dropped
+        late = max(self.last_tie + 1 - first_position, 0)
+        if late < len(magnitudes):
+            dropped[late:] |= magnitudes[late:] == self.threshold
+        return dropped.logical_not_()
 
 
 def num_kept(density: float, num_elements: int) -> int:
@@ -82,7 +81,7 @@ def keep_largest(magnitudes: Magnitudes, count: int, num_elements: int) -> Kept:
     at_least = counts.flip(0).cumsum(0).flip(0)  # elements in each bin and all above it
     threshold_bin = int((at_least >= count).nonzero()[-1])
     above_bin = int(at_least[threshold_bin] - counts[threshold_bin])
-    candidates = torch.cat([piece[_bins(piece) == threshold_bin] for piece in magnitudes()])
+    candidates = _gather(magnitudes, threshold_bin, int(counts[threshold_bin]))
     rank = count - above_bin  # of the threshold among the candidates, from the largest, counted from 1
     threshold = float(candidates.kthvalue(len(candidates) - rank + 1).values)
     num_ties = rank - int((candidates > threshold).sum())
@@ -96,6 +95,17 @@ def keep_largest(magnitudes: Magnitudes, count: int, num_elements: int) -> Kept:
         num_ties -= len(ties)
         position += len(piece)
     raise AssertionError("the pieces changed between two calls")
+
+
+def _gather(magnitudes: Magnitudes, wanted_bin: int, size: int) -> torch.Tensor:
+    """Return the magnitudes of one bin; the space is taken at once, since growing it piece by piece scatters memory."""
+    gathered = torch.empty(size, dtype=torch.float64)
+    end = 0
+    for piece in magnitudes():
+        found = piece[_bins(piece) == wanted_bin]
+        gathered[end : end + len(found)] = found
+        end += len(found)
+    return gathered
 
 
 def _bins(piece: torch.Tensor) -> torch.Tensor:

@@ -95,22 +95,21 @@ def ties(
         kept = _measure(tensors, base=base, density=density)["kept"]
     start = base.reshape(-1).double()
     changes = []
+    total, magnitude = torch.zeros_like(start), torch.zeros_like(start)
     for tensor, w, chosen in zip(tensors, weight, kept, strict=True):
         change = tensor.reshape(-1).double() - start
-        mask = chosen.mask(change.abs(), first_position)
-        changes.append(change.masked_fill_(~mask, 0.0).mul_(w))
-    total, magnitude = torch.zeros_like(start), torch.zeros_like(start)
-    for change in changes:
+        kept_here = chosen.mask(change.abs(), first_position)
+        change.mul_(w).masked_fill_(kept_here.logical_not_(), 0.0)
         total.add_(change)
         magnitude.add_(change.abs())
+        changes.append(change)
     elected = total.sign().masked_fill_(total.abs() <= magnitude.mul_(ROUNDING), 0.0)
     merged, divisor = torch.zeros_like(start), torch.zeros_like(start)
     for change, w in zip(changes, weight, strict=True):
-        agrees = (change * elected) > 0
-        merged.add_(change.where(agrees, 0.0))
-        divisor.add_(agrees.double(), alpha=w)
-    if any(not bool(torch.isfinite(change.sum())) for change in changes):
-        merged.add_(total.sub_(total))  # a NaN agrees with no sign, and must not disappear
+        agreeing = change.mul_(elected).clamp_(min=0.0)  # its magnitude where it has the elected sign, else 0
+        merged.add_(agreeing)
+        if normalize:
+            divisor.add_(agreeing > 0, alpha=w)
     if normalize:
         merged.div_(divisor.masked_fill_(divisor == 0, 1.0))
-    return start.add(merged, alpha=lambda_).view(base.shape).to(dtype or base.dtype)
+    return start.addcmul(merged, elected, value=lambda_).view(base.shape).to(dtype or base.dtype)
