@@ -28,6 +28,8 @@ _NO_WAITING = (
     "event.listen(Engine, 'connect', lambda connection, _: connection.execute('PRAGMA synchronous = OFF')); "
 )
 
+_FOR_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows
+
 
 def open_store(settings: TrackingSettings) -> MlflowClient:
     """Return a client of a store whose schema is current.
@@ -90,7 +92,9 @@ def experiment_id(client: MlflowClient, settings: TrackingSettings) -> str:
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None:
         try:
-            return str(client.create_experiment(settings.experiment, artifact_location=_location(settings)))
+            return str(
+                client.create_experiment(settings.experiment, artifact_location=_location(settings), tags=_FOR_TRAINING)
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -20,7 +20,8 @@ from mango.tracking.environment import quieten
 from mango.tracking.redaction import redact_text
 from mango.tracking.settings import TrackingSettings
 from mango.tracking.signals import end_signals_as_exceptions
-from mango.tracking.store import open_store
+from mango.tracking.store import experiment_id, open_store
+from mango.tracking.view import share_comparison
 
 _HOST = "127.0.0.1"
 _STOP_S = 10.0
@@ -38,7 +39,7 @@ def ui_server(port: int = 0, *, settings: TrackingSettings | None = None, ready_
         ready_s: how long the server may take to answer, in seconds.
 
     Yields:
-        the address to open.
+        the address to open: the run table with the columns that tell experiments apart.
 
     Raises:
         RegistryError: the port is taken, the store is itself a server, or the UI did not come up.
@@ -47,7 +48,8 @@ def ui_server(port: int = 0, *, settings: TrackingSettings | None = None, ready_
     if settings.backend == "server":
         raise RegistryError(f"{settings.safe_uri}: is a tracking server; open it in a browser")
     port = _claim(port)
-    open_store(settings)
+    client = open_store(settings)
+    view = share_comparison(client, experiment_id(client, settings))
     environ = dict(os.environ)
     quieten(settings, environ)
     environ["MLFLOW_BACKEND_STORE_URI"] = settings.uri  # not on the command line, which everyone can read
@@ -61,7 +63,7 @@ def ui_server(port: int = 0, *, settings: TrackingSettings | None = None, ready_
                 log.seek(0)
                 lines = log.read().decode(errors="replace").strip().splitlines() or ["no output"]
                 raise RegistryError(f"the MLflow UI did not come up: {redact_text(lines[-1])}")
-            yield address
+            yield f"{address}/{view}"
         finally:
             _stop(server)
 

@@ -14,12 +14,39 @@ import pytest
 
 from mango.errors import RegistryError
 from mango.tracking import TrackingSettings, stage_run, ui_server
+from mango.tracking.store import experiment_id, open_store
+from mango.tracking.view import share_comparison
 
 SERVE = """
 import sys
 from mango.tracking import TrackingSettings, serve_ui
 serve_ui(0, announce=lambda address: print(address, flush=True), settings=TrackingSettings(root=sys.argv[1]))
 """
+
+
+def read_experiment(settings: TrackingSettings) -> str:
+    return experiment_id(open_store(settings), settings)
+
+
+def test_the_view_has_the_columns_that_tell_runs_apart(settings: TrackingSettings) -> None:
+    client = open_store(settings)
+    for seed, kind in ((0, "token"), (1, "token"), (0, "topk")):
+        parent = client.create_run(read_experiment(settings), tags={"mango.kind": "pipeline"}).info.run_id
+        params = {"seed": seed, "router": {"type": kind}, "merge": {"method": "ties"}, "train": {"steps": 5 + seed}}
+        with stage_run("evaluate", settings=settings.model_copy(update={"parent_run": parent}), params=params) as run:
+            run.log_metrics({"loss": 1.0})
+            run.log_headline({"z_gap": 0.9})
+        with stage_run("package", settings=settings.model_copy(update={"parent_run": parent}), params={}) as run:
+            run.log_headline({"num_bytes": 9.0})
+    share_comparison(client, read_experiment(settings))
+    tags = client.get_experiment(read_experiment(settings)).tags
+    assert json.loads(tags["mlflow.sharedViewState.mango"])["selectedColumns"] == [
+        "params.`router.type`",
+        "params.`seed`",
+        "params.`train.steps`",
+        "metrics.`z_gap`",
+        "metrics.`num_bytes`",
+    ]
 
 
 @pytest.mark.slow
@@ -29,7 +56,8 @@ def test_the_ui_shows_the_runs_and_stops_when_asked(settings: TrackingSettings) 
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, str(settings.root)], stdout=subprocess.PIPE, text=True
     ) as process:
-        address = process.stdout.readline().strip()
+        address, _, view = process.stdout.readline().strip().partition("/#")
+        assert view == f"/experiments/{read_experiment(settings)}/runs?viewStateShareKey=mango"
         with urllib.request.urlopen(address, timeout=30) as page:
             assert b"<title>MLflow</title>" in page.read()
         with urllib.request.urlopen(f"{address}/api/2.0/mlflow/runs/get?run_id={run.run_id}", timeout=30) as answer:
