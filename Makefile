@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH := 2.13.0
 BIN := .venv/bin
 STAMP := .venv/.installed
+# The stages run `python` of this environment, activated or not.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test lint types docs lock ui
 

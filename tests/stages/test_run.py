@@ -1,0 +1,116 @@
+"""How a stage ends: done, refused, interrupted, killed. The previous outputs survive all but the first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stages.conftest import NAMES, environment, start
+
+PAUSING = """
+import sys, time
+import mango.merging
+
+merge = mango.merging.merge
+
+def merge_and_pause(*arguments, **options):
+    merge(*arguments, **options)
+    print("first merge is done", flush=True)
+    time.sleep(120)
+
+mango.merging.merge = merge_and_pause
+sys.argv = ["stages.merge"]
+from stages.merge import NAME, SECTIONS, merge as work
+from stages.run import run_stage
+run_stage(NAME, work, sections=SECTIONS, help_text=None)
+"""
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_the_two_stages_that_prepare_models(prepared: Path) -> None:
+    report = json.loads((prepared / "reports" / "extract-blocks.json").read_text())
+    assert (report["num_models"], report["num_blocks"], report["run_id"]) == (len(NAMES), 2 * len(NAMES), None)
+    assert json.loads((prepared / "reports" / "gates" / "blocks.json").read_text())["passed"] is True
+
+    import pandas as pd
+
+    table = pd.read_parquet(prepared / "data" / "blocks.parquet")
+    assert sorted(set(table["model"])) == sorted(NAMES)
+    assert list((prepared / "reports" / "gates").glob("*.parquet")) == []
+    merged = {path.name for path in (prepared / "models" / "merged").iterdir() if path.is_dir()}
+    assert merged == {"main", "soup", "slerp", "ties"}
+
+
+@pytest.mark.slow
+def test_a_failed_gate_stops_the_stage_and_keeps_the_older_store(prepared: Path) -> None:
+    before = fingerprint(prepared / "models" / "blocks"), fingerprint(prepared / "data")
+    done = start("extract_blocks", prepared, "--set", "gates.blocks.max_abs_weight=1e-6", "--set", "extract.mode=copy")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: reports/gates/blocks.parquet: the blocks gate failed in")
+    assert "See reports/gates/blocks.html" in done.stderr
+    assert (fingerprint(prepared / "models" / "blocks"), fingerprint(prepared / "data")) == before
+    assert json.loads((prepared / "reports" / "gates" / "blocks.json").read_text())["passed"] is False
+
+
+def test_wrong_parameters_are_error_lines_and_nothing_is_written(workspace: Path) -> None:
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("trunk: base", "trunk: bas").replace("mode: ref", "mod: ref"))
+    done = start("merge", workspace)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert [line.split(" ")[2].rstrip(":") for line in lines] == ["extract.mod", "fusion.trunk"]
+    assert all(line.startswith("error: params.yaml:") for line in lines)
+    assert not (workspace / "models" / "merged").exists()
+    assert not (workspace / "reports").exists()
+
+
+def test_inside_dvc_an_override_is_refused(workspace: Path) -> None:
+    done = start("merge", workspace, "--set", "merge.method=ties", DVC_STAGE="merge", MANGO_PARAM__seed="1")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: environment MANGO_PARAM__seed: DVC does not see this inside stage 'merge': use `dvc exp run -S seed=1`",
+        "error: --set merge.method: DVC does not see this inside stage 'merge': use `dvc exp run -S merge.method=ties`",
+    ]
+
+
+def test_a_misspelt_setting_is_an_error(workspace: Path) -> None:
+    done = start("merge", workspace, MANGO_DEVIC="cpu")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: environment MANGO_DEVIC: unknown setting; did you mean 'MANGO_DEVICE'?")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_stage_that_is_ended_in_the_middle_leaves_the_older_outputs(prepared: Path, number: int, code: int) -> None:
+    before = fingerprint(prepared / "models" / "merged"), fingerprint(prepared / "reports")
+    command = [sys.executable, "-c", PAUSING]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=prepared, env=environment(), **pipes) as process:
+        assert process.stdout.readline() == "first merge is done\n"
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (fingerprint(prepared / "models" / "merged"), fingerprint(prepared / "reports")) == before
+    left = [path.name for path in (prepared / "models").iterdir() if path.name.startswith(".")]
+    assert bool(left) == (number == signal.SIGKILL)
+    if left:
+        assert start("merge", prepared).returncode == 0
+        assert [path.name for path in (prepared / "models").iterdir() if path.name.startswith(".")] == []
+        assert fingerprint(prepared / "models" / "merged") == before[0]
