@@ -1,0 +1,42 @@
+"""Fused models: spans of frozen blocks from several pretrained models, adapters between them, routers that choose."""
+
+from mango.fusion.adapters import Adapter, BottleneckAdapter, LinearAdapter
+from mango.fusion.build import build_fused
+from mango.fusion.cache import FusedCache
+from mango.fusion.configuration import MolConfig
+from mango.fusion.layout import Expert, Layout, Span, make_layout
+from mango.fusion.modeling import MolForCausalLM, MolOutput, Routing
+from mango.fusion.params import AdapterParams, ExpertParams, FusionParams, RouterParams, SpanParams
+from mango.fusion.pooling import Pool
+from mango.fusion.registries import ADAPTERS, ROUTERS
+from mango.fusion.routers import Decision, Router, Selection, SimpleRouter, TokenRouter, TopKRouter
+
+__all__ = [
+    "ADAPTERS",
+    "ROUTERS",
+    "Adapter",
+    "AdapterParams",
+    "BottleneckAdapter",
+    "Decision",
+    "Expert",
+    "ExpertParams",
+    "FusedCache",
+    "FusionParams",
+    "Layout",
+    "LinearAdapter",
+    "MolConfig",
+    "MolForCausalLM",
+    "MolOutput",
+    "Pool",
+    "Router",
+    "RouterParams",
+    "Routing",
+    "Selection",
+    "SimpleRouter",
+    "Span",
+    "SpanParams",
+    "TokenRouter",
+    "TopKRouter",
+    "build_fused",
+    "make_layout",
+]

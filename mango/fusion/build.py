@@ -1,0 +1,128 @@
+"""From stored blocks to a fused model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mango.architectures import ComponentMap
+from mango.blocks import BlockStore
+from mango.errors import ArchitectureError, IncompatibleBlocksError
+from mango.fusion.configuration import MolConfig
+from mango.fusion.layout import Layout, make_layout
+from mango.fusion.modeling import MolForCausalLM, source_configs
+from mango.fusion.params import AdapterParams, FusionParams, RouterParams
+
+
+def build_fused(
+    store: BlockStore, fusion: FusionParams, router: RouterParams, adapter: AdapterParams, *, seed: int
+) -> MolForCausalLM:
+    """Build a fused model from a block store; adapters and routers get their untrained start.
+
+    Args:
+        store: holds every model that `fusion` names.
+        fusion: trunk, experts and cuts.
+        router: the router.
+        adapter: the adapter.
+        seed: of the random part of that start.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+
+    Raises:
+        IncompatibleBlocksError: tokenizers differ, or models do not fit together.
+        ArchitectureError: the stored tensors are not all that the model needs.
+    """
+    names = sorted({fusion.trunk, *(expert.model for expert in fusion.experts)})
+    maps: dict[str, ComponentMap] = {name: store.model(name).architecture for name in names}
+    _check_tokenizers(store, fusion.trunk, names)
+    layout = make_layout(fusion, maps)
+    trunk = store.config(fusion.trunk)
+    text = trunk.get_text_config()
+    config = MolConfig(
+        sources=source_configs({name: store.config(name) for name in names}),
+        layout=layout.to_dict(),
+        router=router.model_dump(mode="json"),
+        adapter=adapter.model_dump(mode="json"),
+        vocab_size=maps[fusion.trunk].vocab_size,
+        hidden_size=maps[fusion.trunk].width,
+        max_position_embeddings=min(maps[n].max_positions or 2**31 for n in names),
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
+        architectures=["MolForCausalLM"],
+    )
+    dtype: torch.dtype = getattr(torch, fusion.dtype)
+    weights = {name: tensor.to(dtype) for name, tensor in _weights(store, layout, maps).items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with torch.device("meta"):
+            skeleton = MolForCausalLM(config)
+        wanted = set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys)
+        ours = {
+            n for n, _ in skeleton.named_parameters() if n.startswith("routers.") or ".inputs." in n or ".outputs." in n
+        }
+        ours |= {n for n, _ in skeleton.named_buffers() if ".inputs." in n or ".outputs." in n}
+        missing, surplus = sorted(wanted - ours - set(weights)), sorted(set(weights) - wanted)
+        if missing or surplus:
+            raise ArchitectureError(f"the stored blocks do not make the model: missing {missing}, surplus {surplus}")
+        model = MolForCausalLM(config).to(dtype)
+        _fill(model, weights)
+    model.freeze_experts()
+    model.train(False)
+    return model
+
+
+@torch.no_grad()
+def _fill(model: MolForCausalLM, weights: dict[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        module_name, _, leaf = name.rpartition(".")
+        target = getattr(model.get_submodule(module_name), leaf)
+        if target.shape != tensor.shape:
+            raise ArchitectureError(f"{name}: stored as {list(tensor.shape)}, wanted {list(target.shape)}")
+        target.copy_(tensor)
+
+
+def _check_tokenizers(store: BlockStore, trunk: str, names: list[str]) -> None:
+    wanted = store.model(trunk).tokenizer_sha256
+    for name in names:
+        found = store.model(name).tokenizer_sha256
+        if found != wanted:
+            raise IncompatibleBlocksError(
+                f"fusion: the tokenizer of {name!r} is not that of the trunk {trunk!r} "
+                f"({str(found)[:12]} and {str(wanted)[:12]}): experts must share the trunk's tokenizer"
+            )
+
+
+def _weights(store: BlockStore, layout: Layout, maps: dict[str, ComponentMap]) -> dict[str, Tensor]:
+    """Return every tensor of the source models under its name in the fused model."""
+    out: dict[str, Tensor] = {}
+    last = layout.num_positions
+    for number, expert in enumerate(layout.experts):
+        parts = maps[expert.source]
+        root = f"experts.{number}"
+        for index, span in enumerate(expert.spans):
+            for block in range(span.start, span.stop):
+                for name, tensor in store.block_tensors(expert.source, block).items():
+                    out[f"{root}.bodies.{index}.base.{parts.blocks}.{block - span.start}.{name}"] = tensor
+        first, end = expert.spans[0], expert.spans[-1]
+        edges = store.edge_tensors(expert.source)
+        front = expert.own_edges and first.enter == 0 and first.start == 0
+        tail = expert.own_edges and end.exit == last and end.stop == parts.num_blocks
+        base = f"{parts.base_prefix}."
+        for name, tensor in edges.items():
+            inner = name.removeprefix(base) if name.startswith(base) else None
+            if inner is not None and _under(inner, parts.before):
+                if front:
+                    out[f"{root}.bodies.0.base.{inner}"] = tensor
+            elif tail and (inner is None or _under(inner, parts.after)):
+                out[f"{root}.tail.model.{name}"] = tensor
+            elif inner is not None and not _under(inner, parts.after):
+                raise ArchitectureError(f"{expert.source!r}: {name} is neither before nor after its blocks")
+        if tail and parts.tied and not front:
+            out[f"{root}.tail.model.{parts.head}.weight"] = edges[f"{parts.embeddings}.weight"]
+    return out
+
+
+def _under(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(f"{root}.") for root in roots)

@@ -1,0 +1,86 @@
+"""The configuration of a fused model, as ``config.json`` keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from mango.errors import ConfigError
+from mango.fusion.layout import Layout
+from mango.fusion.params import AdapterParams, RouterParams
+
+
+class MolConfig(PretrainedConfig):
+    """Configuration of a fused model (``model_type: mol``, modular layers).
+
+    Args:
+        sources: the configuration of every source model, by name, as plain values.
+        layout: cuts and experts, as :meth:`mango.fusion.Layout.to_dict` gives them.
+        router: parameters of the router.
+        adapter: parameters of the adapter.
+        vocab_size: size of the shared vocabulary.
+        hidden_size: width of the trunk.
+        kwargs: what every configuration of ``transformers`` takes.
+    """
+
+    model_type = "mol"
+    keys_to_ignore_at_inference = ["past_key_values", "routing"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        sources: dict[str, dict[str, Any]] | None = None,
+        layout: dict[str, Any] | None = None,
+        router: dict[str, Any] | None = None,
+        adapter: dict[str, Any] | None = None,
+        vocab_size: int = 0,
+        hidden_size: int = 0,
+        max_position_embeddings: int | None = None,
+        tie_word_embeddings: bool = True,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        self.sources = sources or {}
+        self.layout = layout or {"cuts": [0], "experts": []}
+        self.router = router or RouterParams().model_dump(mode="json")
+        self.adapter = adapter or AdapterParams().model_dump(mode="json")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        self.num_hidden_layers = len(self.layout["cuts"]) - 1
+        super().__init__(
+            tie_word_embeddings=tie_word_embeddings,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            **kwargs,
+        )
+        # Of these, older releases of the base class keep none.
+        self.tie_word_embeddings = tie_word_embeddings
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
+
+    def get_layout(self) -> Layout:
+        """Return the cuts and experts."""
+        return Layout.from_dict(self.layout)
+
+    def source_config(self, name: str) -> PretrainedConfig:
+        """Return the configuration of a source model, a new object at each call.
+
+        Raises:
+            ConfigError: there is no such source, or its model type is unknown here.
+        """
+        if name not in self.sources:
+            raise ConfigError(
+                f"config.json: sources has no {name!r}; it has {', '.join(sorted(self.sources)) or 'none'}"
+            )
+        values = dict(self.sources[name])
+        kind = values.pop("model_type", None)
+        if kind not in CONFIG_MAPPING:
+            raise ConfigError(f"config.json: sources.{name}: the installed transformers has no model type {kind!r}")
+        config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values)
+        config._attn_implementation = self._attn_implementation
+        return config

@@ -1,0 +1,134 @@
+"""How what several experts say becomes one state, or one distribution over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mango.fusion.shells import Tail
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one expert hands over at a cut.
+
+    Args:
+        expert: its number.
+        span: the number of the span that ends here.
+        mass: its share of each token, ``[rows, length]``.
+        states: what leaves the span, ``[rows, length, width of the span]``.
+    """
+
+    expert: int
+    span: int
+    mass: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """States that end in one head.
+
+    Args:
+        tail: final norm and head.
+        mass: share of each token, ``[rows, length]``.
+        states: ``[rows, length, width]``.
+    """
+
+    tail: Tail
+    mass: Tensor
+    states: Tensor
+
+    def last(self, number: int) -> Group:
+        """Return the group of the last `number` tokens of each row."""
+        return Group(self.tail, self.mass[:, -number:], self.states[:, -number:])
+
+
+def mix_states(
+    contributions: Sequence[Contribution],
+    leave: Callable[[Contribution], Tensor],
+    before: Tensor,
+    *,
+    normalise: bool,
+) -> Tensor:
+    """Return ``sum_e m_e * A_out,e(states_e)``, over the sum of the masses if `normalise`.
+
+    Args:
+        contributions: what leaves at this cut.
+        leave: applies the output adapter of a contribution.
+        before: the states before; tokens that nothing leaves for keep theirs.
+        normalise: whether the masses may sum to less than one.
+
+    Returns:
+        States ``[rows, length, width of the trunk]``.
+    """
+    total: Tensor | None = None
+    for contribution in contributions:
+        part = leave(contribution)
+        part = part * contribution.mass.unsqueeze(-1).to(part.dtype)
+        total = part if total is None else total + part
+    assert total is not None
+    if not normalise:
+        return total
+    mass = torch.stack([contribution.mass for contribution in contributions]).sum(0).unsqueeze(-1)
+    some = mass > 0
+    scale = torch.where(some, mass, torch.ones_like(mass)).to(total.dtype)
+    mixed = total / scale
+    if bool(some.all()) or before.shape != mixed.shape:
+        return mixed
+    return torch.where(some, mixed, before)
+
+
+def mix_logits(groups: Sequence[Group], *, hard: bool) -> Tensor:
+    """Return logits of the mixture ``log sum_e m_e softmax(head_e(states_e))``.
+
+    Logits are free up to a constant for each token; the mixture gets the mean of the experts' own, so that experts that
+    agree give their own logits back.
+
+    Args:
+        groups: what ends in each head.
+        hard: whether each token has exactly one group, whose logits it then gets as they are.
+
+    Returns:
+        Logits ``[rows, length, vocabulary]``, zero for tokens without any group.
+    """
+    if len(groups) == 1 and not hard:
+        group = groups[0]
+        return group.tail(group.states.flatten(0, 1)).view(*group.states.shape[:2], -1)  # type: ignore[no-any-return]
+    if hard:
+        return _pick_logits(groups)
+    parts: list[Tensor] = []
+    shift: Tensor | None = None
+    for group in groups:
+        logits = group.tail(group.states.flatten(0, 1)).view(*group.states.shape[:2], -1).float()
+        scale = torch.logsumexp(logits, -1, keepdim=True)
+        mass = group.mass.float().unsqueeze(-1)
+        # The smallest normal number stands for a mass of zero: its gradient stays finite.
+        parts.append(logits - scale + mass.clamp(min=torch.finfo(torch.float32).tiny).log())
+        term = mass * scale
+        shift = term if shift is None else shift + term
+    assert shift is not None
+    return torch.logsumexp(torch.stack(parts), 0) + shift
+
+
+def _pick_logits(groups: Sequence[Group]) -> Tensor:
+    shape = groups[0].mass.shape
+    flat: Tensor | None = None
+    for group in groups:
+        mass = group.mass.flatten()
+        tokens = (mass > 0).nonzero().squeeze(1)
+        every = len(tokens) == mass.numel()
+        states = group.states.flatten(0, 1)
+        # A mass of one changes no bit and, straight through, carries the gradient of its probability.
+        logits = group.tail(states if every else states[tokens])
+        logits = logits * (mass if every else mass[tokens]).unsqueeze(-1).to(logits.dtype)
+        if every:
+            return logits.view(*shape, -1)  # type: ignore[no-any-return]
+        if flat is None:
+            flat = logits.new_zeros(mass.numel(), logits.shape[-1])
+        flat = flat.index_copy(0, tokens, logits)
+    assert flat is not None
+    return flat.view(*shape, -1)

@@ -1,0 +1,502 @@
+"""The fused model: a causal language model whose positions choose among spans of several pretrained models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from mango.architectures import ComponentMap, describe
+from mango.errors import ConfigError
+from mango.fusion.adapters import Adapter
+from mango.fusion.cache import FusedCache, PositionMemory, SpanMemory
+from mango.fusion.configuration import MolConfig
+from mango.fusion.layout import Expert, Span
+from mango.fusion.mixing import Contribution, Group, mix_logits, mix_states
+from mango.fusion.params import AdapterParams, RouterParams
+from mango.fusion.position import Arrival, arrive, run_sparse, to_process
+from mango.fusion.registries import ADAPTERS, ROUTERS
+from mango.fusion.routers import Router, Selection
+from mango.fusion.shells import Body, Tail
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What happened at one fused position.
+
+    Args:
+        position: number of the position.
+        experts: names of the experts that can be entered, the anchor first.
+        log_probs: log-probabilities after the temperature, float32 ``[rows, length, experts]``; zero where not present.
+        weights: weights, ``[rows, length, experts]``; zero where not present.
+        present: which tokens entered, ``[rows, length]``.
+    """
+
+    position: int
+    experts: tuple[str, ...]
+    log_probs: Tensor
+    weights: Tensor
+    present: Tensor
+
+
+@dataclass
+class MolOutput(ModelOutput):
+    """Output of a fused model.
+
+    Args:
+        loss: language-modelling loss, when labels were given.
+        logits: ``[rows, length, vocabulary]``.
+        past_key_values: the cache, when one is used.
+        routing: what happened at each position with a choice.
+        processed: for each span in the order of :attr:`MolForCausalLM.spans`, the tokens that it processed, int64.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    routing: tuple[Routing, ...] | None = None
+    processed: Tensor | None = None
+
+
+class FusedExpert(nn.Module):
+    """An expert's parts: its spans, its adapters, and its own norm and head if it has them.
+
+    Args:
+        expert: its place in the layout.
+        config: configuration of its source model.
+        parts: where the source model keeps its parts.
+        width: width of the trunk.
+        adapter: parameters of the adapters.
+        anchor: whether it is the anchor, which has no adapters.
+    """
+
+    def __init__(
+        self,
+        expert: Expert,
+        config: Any,
+        parts: ComponentMap,
+        width: int,
+        adapter: AdapterParams,
+        *,
+        anchor: bool,
+        last: int,
+    ) -> None:
+        super().__init__()
+        self.fronts = [expert.own_edges and span.enter == 0 and span.start == 0 for span in expert.spans]
+        end = expert.spans[-1]
+        self.own_tail = expert.own_edges and end.exit == last and end.stop == parts.num_blocks
+        self.bodies = nn.ModuleList(
+            Body(config, parts, span.start, span.stop, front=front)
+            for span, front in zip(expert.spans, self.fronts, strict=True)
+        )
+        self.tail = Tail(config, parts) if self.own_tail else None
+        make = ADAPTERS[adapter.type]
+        chosen = adapter.chosen()
+
+        def new(width_in: int, width_out: int) -> Adapter:
+            return make(width_in, width_out, chosen)  # type: ignore[call-arg]
+
+        count = len(expert.spans)
+        inputs = [not front and not anchor for front in self.fronts]
+        outputs = [not anchor and not (self.own_tail and i == count - 1) for i in range(count)]
+        self.inputs = nn.ModuleDict({str(i): new(width, parts.width) for i in range(count) if inputs[i]})
+        self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})
+
+    def enter(self, span: int, states: Tensor) -> Tensor:
+        """Bring states of the trunk to a span."""
+        return self.inputs[str(span)](states) if str(span) in self.inputs else states  # type: ignore[no-any-return]
+
+    def leave(self, span: int, states: Tensor) -> Tensor:
+        """Bring states of a span to the trunk."""
+        return self.outputs[str(span)](states) if str(span) in self.outputs else states  # type: ignore[no-any-return]
+
+
+class MolForCausalLM(PreTrainedModel, GenerationMixin):
+    """A fused model with a language-modelling head.
+
+    ``h' = sum_e w_e(h) * A_out,e(span_e(A_in,e(h)))`` at each fused position. An expert may span several positions: a
+    token that takes it stays with it until it leaves. Experts that start from their own embedding take token ids, and
+    experts that end in their own head are mixed as ``log sum_e w_e softmax(head_e(...))``. Experts are frozen; only
+    adapters and routers have gradients.
+
+    Args:
+        config: the configuration.
+    """
+
+    config: MolConfig
+    config_class = MolConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["Body", "Tail"]
+
+    def __init__(self, config: MolConfig) -> None:
+        super().__init__(config)
+        self.layout = config.get_layout()
+        if not self.layout.experts:
+            raise ConfigError("config.json: layout has no experts")
+        router_params = RouterParams.model_validate(config.router)
+        adapter_params = AdapterParams.model_validate(config.adapter)
+        last = self.layout.num_positions
+        experts: list[FusedExpert] = []
+        ties: dict[str, str] = {}
+        for number, expert in enumerate(self.layout.experts):
+            source = config.source_config(expert.source)
+            parts = describe(source)
+            fused = FusedExpert(
+                expert, source, parts, config.hidden_size, adapter_params, anchor=number == 0, last=last
+            )
+            experts.append(fused)
+            if parts.tied and fused.own_tail and fused.fronts[0]:
+                embedding = parts.embeddings.removeprefix(f"{parts.base_prefix}.")
+                ties[f"experts.{number}.tail.model.{parts.head}.weight"] = (
+                    f"experts.{number}.bodies.0.base.{embedding}.weight"
+                )
+        self.experts = nn.ModuleList(experts)
+        self.spans: list[tuple[int, int]] = [
+            (number, index) for number, expert in enumerate(self.layout.experts) for index in range(len(expert.spans))
+        ]
+        self._entering = [self.layout.entering(position) for position in range(last)]
+        make = ROUTERS[router_params.type]
+        self.routers = nn.ModuleDict(
+            {
+                str(position): make(config.hidden_size, len(entering), router_params.chosen())  # type: ignore[arg-type]
+                for position, entering in enumerate(self._entering)
+                if len(entering) > 1
+            }
+        )
+        self._override: Selection | None = None
+        self._tied_weights_keys = ties
+        if torch.empty(0).device.type != "meta":
+            self.to_empty(device=torch.empty(0).device)
+        self.post_init()
+        self.freeze_experts()
+
+    def freeze_experts(self) -> None:
+        """Keep every weight of the source models as it is."""
+        for expert in self.experts:
+            assert isinstance(expert, FusedExpert)
+            for body in expert.bodies:
+                body.requires_grad_(False)
+            if expert.tail is not None:
+                expert.tail.requires_grad_(False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Only modules that hold parameters themselves come here. Each knows its start, or is of a standard kind.
+        if hasattr(module, "start_weights"):
+            module.start_weights(self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the trunk's input embedding."""
+        return self._anchor.bodies[0].base.get_input_embeddings()  # type: ignore[no-any-return, union-attr, operator]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refuse: the embeddings of all experts belong together."""
+        raise ConfigError("the embeddings of a fused model cannot be replaced; replace them in the source models")
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the trunk's output projection."""
+        tail = self._anchor.tail
+        return None if tail is None else tail.model.get_submodule(tail.head_path)  # type: ignore[no-any-return, union-attr, operator]
+
+    @property
+    def _anchor(self) -> FusedExpert:
+        anchor = self.experts[0]
+        assert isinstance(anchor, FusedExpert)
+        return anchor
+
+    def set_routing(self, how: str | Selection | None) -> None:
+        """Override how tokens choose among experts, for evaluation.
+
+        Args:
+            how: None for the router's own way; ``"soft"`` for every expert with its weight; ``"hard"`` for the best
+                expert of each token with the router's catch-up (16 where it has none); or a selection.
+        """
+        if how is None or isinstance(how, Selection):
+            self._override = how
+        elif how == "soft":
+            self._override = Selection()
+        elif how == "hard":
+            catch_up = next((r.selection.catch_up for r in self.iter_routers() if r.selection.k), 16)
+            self._override = Selection(k=1, catch_up=catch_up)
+        else:
+            raise ConfigError(f"routing {how!r} is unknown. Known: soft, hard")
+
+    def iter_routers(self) -> list[Router]:
+        """Return the routers in the order of their positions."""
+        return [router for router in self.routers.values() if isinstance(router, Router)]
+
+    def iter_adapters(self) -> list[Adapter]:
+        """Return every adapter."""
+        return [module for module in self.modules() if isinstance(module, Adapter)]
+
+    def _selection(self) -> Selection:
+        if self._override is not None:
+            return self._override
+        routers = self.iter_routers()
+        if not routers:
+            return Selection()
+        return routers[0].training_selection if self.training else routers[0].selection
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MolOutput:
+        """Run the fused model.
+
+        Args:
+            input_ids: token ids, ``[rows, length]``.
+            attention_mask: which tokens are real, ``[rows, cached + length]``; all without.
+            position_ids: true positions, ``[rows, length]``; counted over real tokens without.
+            past_key_values: a :class:`FusedCache` that holds what came before.
+            use_cache: whether to return a cache.
+            labels: token ids to predict, ``[rows, length]``; -100 and padding do not count.
+            logits_to_keep: with a number, logits of the last so many tokens only.
+            inputs_embeds: refused, since every expert has an embedding of its own.
+            kwargs: passed to the loss function.
+
+        Returns:
+            Loss, logits, cache, and what was routed where.
+
+        Raises:
+            ConfigError: the inputs are of a kind that a fused model cannot take.
+        """
+        if input_ids is None or inputs_embeds is not None:
+            raise ConfigError("a fused model takes input_ids, not inputs_embeds: every expert has its own embedding")
+        for name in ("output_attentions", "output_hidden_states"):
+            if kwargs.pop(name, False):
+                raise ConfigError(f"{name}: a fused model has several residual streams and does not return them")
+        kwargs.pop("return_dict", None)
+        selection = self._selection()
+        sparse = selection.k is not None
+        cache = self._cache(past_key_values, use_cache)
+        if cache is not None:
+            cache.begin(sparse)
+        past = 0 if cache is None else cache.get_seq_length()
+        mask = self._mask(attention_mask, input_ids, past, cache)
+        present = mask[:, past:]
+        if position_ids is None:
+            position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+        position_ids = position_ids.expand(input_ids.shape[0], -1)
+        step = _Step(self, selection, input_ids, mask, position_ids, cache)
+        groups = step.run(self.get_input_embeddings()(input_ids), present)
+        keep = logits_to_keep or input_ids.shape[1]
+        logits = mix_logits([group.last(keep) for group in groups], hard=selection.k == 1)
+        if cache is not None:
+            cache.mask = mask
+        loss = None
+        if labels is not None:
+            targets = labels.masked_fill(~present, -100)
+            loss = self.loss_function(logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs)
+        return MolOutput(loss, logits, cache, tuple(step.routing), step.counts(input_ids.device))
+
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> FusedCache | None:
+        if given is not None and not isinstance(given, FusedCache):
+            raise ConfigError(
+                f"past_key_values: a fused model needs a mango.fusion.FusedCache, not a {type(given).__name__}; "
+                "pass none, and one is made"
+            )
+        if given is not None:
+            return given
+        return FusedCache() if use_cache else None
+
+    def _mask(self, attention_mask: Tensor | None, input_ids: Tensor, past: int, cache: FusedCache | None) -> Tensor:
+        rows, length = input_ids.shape
+        if attention_mask is None:
+            mask = torch.ones(rows, length, dtype=torch.bool, device=input_ids.device)
+            return mask if cache is None or cache.mask is None else torch.cat([cache.mask, mask], 1)
+        if attention_mask.shape != (rows, past + length):
+            raise ConfigError(
+                f"attention_mask has shape {list(attention_mask.shape)}, wanted {[rows, past + length]}: "
+                "one column for each cached and each new token"
+            )
+        return attention_mask.to(device=input_ids.device, dtype=torch.bool)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise ConfigError(f"cache_implementation {kind!r}: a fused model has a dynamic cache only")
+        given = model_kwargs.get("past_key_values")
+        if given is not None:
+            self._cache(given, True)
+        elif generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = FusedCache()
+
+
+class _Step:
+    """One forward pass: tokens flow from cut to cut."""
+
+    def __init__(
+        self,
+        model: MolForCausalLM,
+        selection: Selection,
+        input_ids: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        cache: FusedCache | None,
+    ) -> None:
+        self.model = model
+        self.selection = selection
+        self.sparse = selection.k is not None
+        self.ids = input_ids
+        self.mask = mask
+        self.position_ids = position_ids
+        self.cache = cache
+        self.routing: list[Routing] = []
+        self._counts: dict[tuple[int, int], Tensor | int] = {}
+
+    def counts(self, device: torch.device) -> Tensor:
+        """Return the number of tokens that each span processed."""
+        return torch.stack([torch.as_tensor(self._counts[key], device=device) for key in self.model.spans])
+
+    def _span(self, expert: int, index: int) -> Span:
+        return self.model.layout.experts[expert].spans[index]
+
+    def _expert(self, number: int) -> FusedExpert:
+        expert = self.model.experts[number]
+        assert isinstance(expert, FusedExpert)
+        return expert
+
+    def run(self, states: Tensor, present: Tensor) -> list[Group]:
+        """Take states from the trunk's embedding to the last cut; return what ends in each head."""
+        layout = self.model.layout
+        last = layout.num_positions
+        long_spans = any(span.exit - span.enter > 1 for expert in layout.experts for span in expert.spans)
+        leaving: dict[int, list[Contribution]] = {}
+        # The share of each token that is not with an expert that spans several positions.
+        free = torch.ones(self.ids.shape, device=states.device) if long_spans else None
+        real = present
+        for position in range(last):
+            arrived = self._arrive(position, states, present)
+            weights = self._weights(position, arrived, present)
+            outputs = self._run_experts(position, arrived, states)
+            entered = free
+            for place, ((expert, index), out) in enumerate(zip(self.model._entering[position], outputs, strict=True)):
+                mass = weights[..., place] if entered is None else weights[..., place] * entered
+                contribution = Contribution(expert, index, mass, out)
+                leaving.setdefault(self._span(expert, index).exit, []).append(contribution)
+                if free is not None and self._span(expert, index).exit > position + 1:
+                    free = free - mass
+            if position + 1 == last:
+                break
+            here = leaving.pop(position + 1)
+            if free is not None:
+                for contribution in here:
+                    if self._span(contribution.expert, contribution.span).enter < position:
+                        free = free + contribution.mass
+            states = mix_states(here, self._leave, states, normalise=free is not None)
+            if self.sparse and free is not None:
+                present = real & (sum(c.mass for c in here) > 0)  # type: ignore[operator, arg-type]
+        return self._groups(leaving[last])
+
+    def _leave(self, contribution: Contribution) -> Tensor:
+        return self._expert(contribution.expert).leave(contribution.span, contribution.states)
+
+    def _arrive(self, position: int, states: Tensor, present: Tensor) -> Arrival:
+        entering = self.model._entering[position]
+        router = self.model.routers[str(position)] if len(entering) > 1 else None
+        assert router is None or isinstance(router, Router)
+        memory = None if self.cache is None else self.cache.positions.get(position)
+        if memory is None:
+            memory = PositionMemory.empty(states, len(entering))
+        arrived = arrive(router, self.selection, states, self.ids, self.position_ids, present, memory)
+        if arrived.decision is not None:
+            self.routing.append(
+                Routing(
+                    position,
+                    tuple(self.model.layout.experts[expert].name for expert, _ in entering),
+                    arrived.new.put(arrived.decision.log_probs.masked_fill(~arrived.new.valid.unsqueeze(-1), 0.0)),
+                    arrived.new.put(arrived.decision.weights),
+                    present,
+                )
+            )
+        return arrived
+
+    def _weights(self, position: int, arrived: Arrival, present: Tensor) -> Tensor:
+        if arrived.decision is None:
+            return present.unsqueeze(-1).float()
+        return self.routing[-1].weights
+
+    def _run_experts(self, position: int, arrived: Arrival, states: Tensor) -> list[Tensor]:
+        entering = self.model._entering[position]
+        outputs: list[Tensor] = []
+        due = to_process(arrived, self.selection.catch_up) if self.sparse else None
+        for place, (expert, index) in enumerate(entering):
+            fused = self._expert(expert)
+            body = fused.bodies[index]
+            assert isinstance(body, Body)
+            key = (expert, index)
+            if due is None:
+                inputs = self.ids if body.front else fused.enter(index, states)
+                span_cache = None
+                if self.cache is not None:
+                    span_cache = self.cache.dense_spans.setdefault(key, body.new_cache())
+                outputs.append(body(inputs, self.mask, self.position_ids, span_cache))
+                self._counts[key] = self.mask[:, -self.ids.shape[1] :].sum()
+                continue
+            memory = arrived.memory
+            inputs = memory.ids if body.front else fused.enter(index, memory.states)
+            span_memory = None
+            if self.cache is not None:
+                span_memory = self.cache.spans.setdefault(key, SpanMemory())
+            picked = due[..., place]
+            out = run_sparse(body, inputs, memory.position_ids, picked, span_memory)
+            outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
+            self._counts[key] = picked.sum()
+        if self.cache is not None:
+            router = self.model.routers[str(position)] if len(entering) > 1 else None
+            history = router.pool.history if isinstance(router, Router) else 0
+            kept = max(history, self.selection.catch_up, 1) if self.sparse else history
+            self.cache.positions[position] = arrived.memory.keep(kept)
+        return outputs
+
+    def _groups(self, contributions: list[Contribution]) -> list[Group]:
+        """Group what leaves the last cut by the head that it ends in."""
+        by_head: dict[int, list[Contribution]] = {}
+        for contribution in contributions:
+            head = contribution.expert if self._expert(contribution.expert).own_tail else 0
+            by_head.setdefault(head, []).append(contribution)
+        groups: list[Group] = []
+        for head, members in sorted(by_head.items()):
+            tail = self._expert(head).tail
+            assert isinstance(tail, Tail)
+            if len(members) == 1 and members[0].expert == head:
+                groups.append(Group(tail, members[0].mass, members[0].states))
+                continue
+            mass = torch.stack([member.mass for member in members]).sum(0)
+            mixed = mix_states(members, self._leave, members[0].states, normalise=True)
+            groups.append(Group(tail, mass, mixed))
+        return groups
+
+
+def source_configs(configs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return configurations as plain values that ``config.json`` can hold, by name."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, config in sorted(configs.items()):
+        values = config.to_dict()
+        values.pop("transformers_version", None)
+        values["model_type"] = config.model_type
+        out[name] = values
+    return out

@@ -1,0 +1,238 @@
+"""Parameters of a fused model: the sections ``fusion``, ``adapter`` and ``router`` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mango.config import Frozen, Problem, refuse
+from mango.errors import UnknownNameError
+from mango.fusion.registries import ADAPTERS, ROUTERS
+from mango.registry import Registry
+
+
+class SpanParams(Frozen):
+    """A run of an expert's blocks and where it stands in the trunk.
+
+    Args:
+        enter: cut of the trunk at which a token enters, from 0.
+        exit: cut at which it leaves.
+        blocks: first block of the expert, and the one after the last.
+    """
+
+    enter: int = Field(ge=0)
+    exit: int = Field(ge=1)
+    blocks: tuple[int, int]
+
+
+class ExpertParams(Frozen):
+    """One expert of a fused model.
+
+    Args:
+        model: name under ``models``.
+        cut: ``fine`` cuts it wherever the trunk is cut; ``whole`` never; ``auto`` cuts siblings of the trunk (same
+            architecture, width and depth) finely and strangers not at all; or the spans themselves.
+        edges: ``own`` starts the first span from the expert's own embedding and ends the last in its own head, mixed
+            in probability space; ``trunk`` takes the trunk's through adapters.
+    """
+
+    model: str
+    cut: Literal["auto", "fine", "whole"] | tuple[SpanParams, ...] = "auto"
+    edges: Literal["own", "trunk"] = "own"
+
+
+def _expert(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class FusionParams(Frozen):
+    """What is fused.
+
+    Args:
+        trunk: name of the model whose tokenizer and cuts the fused model has; its spans are the anchor.
+        experts: the other experts, each a name under ``models`` or a mapping.
+        span: blocks of the trunk between two cuts.
+        dtype: element type of the fused model's weights.
+    """
+
+    trunk: str
+    experts: tuple[Annotated[ExpertParams, BeforeValidator(_expert)], ...] = ()
+    span: int = Field(default=2, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class LinearParams(Frozen):
+    """A linear adapter: identity plus low rank at equal width, a full matrix otherwise.
+
+    Args:
+        rank: rank of the part that is trained at equal width.
+    """
+
+    rank: int = Field(default=32, ge=1)
+
+
+class BottleneckParams(Frozen):
+    """A bottleneck adapter: a residual of norm, down-projection, GELU and up-projection.
+
+    Args:
+        size: width of the bottleneck.
+    """
+
+    size: int = Field(default=64, ge=1)
+
+
+class TemperatureParams(Frozen):
+    """The learned temperature of a router, ``softplus(theta) + floor``.
+
+    Args:
+        start: temperature before training.
+        floor: temperature that training cannot go below.
+        learned: whether it is trained.
+    """
+
+    start: float = Field(default=1.0, gt=0)
+    floor: float = Field(default=0.1, gt=0)
+    learned: bool = True
+
+    @model_validator(mode="after")
+    def _agree(self) -> TemperatureParams:
+        if self.start <= self.floor:
+            refuse([Problem("start", f"{self.start} is not above the floor, {self.floor}", depends=("floor",))])
+        return self
+
+
+class HeadParams(Frozen):
+    """What a router computes from the pooled state.
+
+    Args:
+        hidden: width of a hidden layer; 0 is a linear router.
+        temperature: the temperature before selection.
+    """
+
+    hidden: int = Field(default=0, ge=0)
+    temperature: TemperatureParams = TemperatureParams()
+
+
+class SimpleParams(HeadParams):
+    """One decision a sequence, from its prompt.
+
+    Args:
+        prompt: tokens after which the decision is frozen.
+        k: with a number, only the k best experts run once the decision is frozen, and the anchor before.
+        catch_up: with `k`, tokens that an expert reads first when it is entered.
+    """
+
+    prompt: int = Field(default=32, ge=1)
+    k: int | None = Field(default=None, ge=1)
+    catch_up: int = Field(default=32, ge=0)
+
+
+class TokenParams(HeadParams):
+    """A soft decision for each token.
+
+    Args:
+        pooling: what the decision is made from: the last ``window`` states, the first ``window`` states (``prompt``),
+            or the segment of ``window`` states before the current one.
+        window: number of states that are pooled.
+    """
+
+    pooling: Literal["window", "prompt", "segment"] = "window"
+    window: int = Field(default=32, ge=1)
+
+
+class TopKParams(TokenParams):
+    """A sparse decision for each token.
+
+    Args:
+        k: experts that process a token.
+        catch_up: tokens that an expert reads first each time that it is entered.
+        training: ``soft`` trains with every expert and the soft weights, ``sparse`` with the experts that are chosen.
+    """
+
+    k: int = Field(default=1, ge=1)
+    catch_up: int = Field(default=16, ge=0)
+    training: Literal["soft", "sparse"] = "soft"
+
+
+def check_choice(section: BaseModel, registry: Registry[Any]) -> list[Problem]:
+    """Return what is wrong with a section that names a registered part in ``type`` and holds a namespace for each."""
+    problems: list[Problem] = []
+    chosen = getattr(section, "type")  # noqa: B009
+    try:
+        registry.entry(chosen)
+    except UnknownNameError as error:
+        problems.append(Problem("type", str(error)))
+    for name, value in (section.model_extra or {}).items():
+        try:
+            entry = registry.entry(name)
+        except UnknownNameError as error:
+            problems.append(Problem(name, str(error)))
+            continue
+        try:
+            entry.params.model_validate(value)
+        except ValidationError as error:
+            for item in error.errors():
+                key = ".".join(str(part) for part in (name, *item["loc"]))
+                problems.append(Problem(key, item["msg"]))
+    return problems
+
+
+class _Choice(Frozen):
+    model_config = ConfigDict(extra="allow")
+
+
+class AdapterParams(_Choice):
+    """The adapter and a namespace of parameters for each kind.
+
+    Args:
+        type: name of a registered adapter.
+        linear: parameters of the linear adapter.
+        bottleneck: parameters of the bottleneck adapter.
+    """
+
+    type: str = "linear"
+    linear: LinearParams = LinearParams()
+    bottleneck: BottleneckParams = BottleneckParams()
+
+    @model_validator(mode="after")
+    def _agree(self) -> AdapterParams:
+        refuse(check_choice(self, ADAPTERS))
+        return self
+
+    def chosen(self) -> BaseModel:
+        """Return the validated parameters of the chosen adapter."""
+        return _chosen(self, ADAPTERS)
+
+
+class RouterParams(_Choice):
+    """The router and a namespace of parameters for each kind.
+
+    Args:
+        type: name of a registered router.
+        simple: parameters of ``simple``.
+        token: parameters of ``token``.
+        topk: parameters of ``topk``.
+    """
+
+    type: str = "token"
+    simple: SimpleParams = SimpleParams()
+    token: TokenParams = TokenParams()
+    topk: TopKParams = TopKParams()
+
+    @model_validator(mode="after")
+    def _agree(self) -> RouterParams:
+        refuse(check_choice(self, ROUTERS))
+        return self
+
+    def chosen(self) -> BaseModel:
+        """Return the validated parameters of the chosen router."""
+        return _chosen(self, ROUTERS)
+
+
+def _chosen(section: AdapterParams | RouterParams, registry: Registry[Any]) -> BaseModel:
+    entry = registry.entry(section.type)
+    value = getattr(section, section.type, None)
+    if isinstance(value, BaseModel):
+        return value
+    return entry.params.model_validate(value or {})

@@ -1,0 +1,132 @@
+"""One fused position: what enters it, what its router decides, and which tokens its experts process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mango.fusion.cache import PositionMemory, SpanMemory
+from mango.fusion.routers import Decision, Router, Selection
+from mango.fusion.runs import Runs, processed_tokens
+from mango.fusion.shells import Body
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Tokens at a position: those kept from before, then the new ones, each row one run.
+
+    Args:
+        memory: everything about them, with flags for the new ones still unset.
+        new: the new tokens of the row that they came from.
+        num_kept: columns that hold tokens from before.
+        decision: the router's decision on the new tokens, ``[rows, new, experts]``; None where there is no choice.
+    """
+
+    memory: PositionMemory
+    new: Runs
+    num_kept: int
+    decision: Decision | None
+
+
+def arrive(
+    router: Router | None,
+    selection: Selection,
+    states: Tensor,
+    ids: Tensor,
+    position_ids: Tensor,
+    present: Tensor,
+    memory: PositionMemory,
+) -> Arrival:
+    """Let new tokens in: put them behind those kept from before, pool, and decide.
+
+    Args:
+        router: the position's router; None where only the anchor can be entered.
+        selection: how tokens choose.
+        states: incoming states, ``[rows, length, width]``.
+        ids: token ids, ``[rows, length]``.
+        position_ids: true positions, ``[rows, length]``.
+        present: which of them enter here; padding and tokens that are with a longer expert do not.
+        memory: what is kept from before.
+    """
+    new = Runs.of(present)
+    num_kept = memory.valid.shape[1]
+    num_new = new.valid.shape[1]
+    num_experts = memory.routed.shape[2]
+    flags = torch.zeros(states.shape[0], num_new, num_experts, dtype=torch.bool, device=states.device)
+    joined = PositionMemory(
+        torch.cat([memory.states, new.pick(states)], 1),
+        torch.cat([memory.ids, new.pick(ids)], 1),
+        torch.cat([memory.position_ids, new.pick(position_ids)], 1),
+        torch.cat([memory.valid, new.valid], 1),
+        torch.cat([memory.routed, flags], 1),
+        torch.cat([memory.processed, flags], 1),
+        memory.seen + new.valid.sum(1),
+        memory.prompt_sum,
+    )
+    if router is None:
+        joined.routed[:, num_kept:] = new.valid.unsqueeze(-1)
+        return Arrival(joined, new, num_kept, None)
+    columns = torch.arange(joined.valid.shape[1], device=states.device)
+    # A row's run starts where its valid columns start, and its first column has number seen - kept.
+    started = num_kept - memory.valid.sum(1)
+    index = (columns - started.unsqueeze(1) + (memory.seen - memory.valid.sum(1)).unsqueeze(1)).clamp(min=0)
+    if router.pool.kind == "prompt":
+        pooled, prompt_sum = router.pool(joined.states[:, num_kept:], new.valid, index[:, num_kept:], memory.prompt_sum)
+        joined.prompt_sum = prompt_sum.detach() if num_new else memory.prompt_sum
+    else:
+        pooled, _ = router.pool(joined.states, joined.valid, index, memory.prompt_sum)
+        pooled = pooled[:, num_kept:]
+    decision = router.decide(pooled, index[:, num_kept:], selection)
+    if decision.selected is not None:
+        joined.routed[:, num_kept:] = decision.selected & new.valid.unsqueeze(-1)
+    return Arrival(joined, new, num_kept, decision)
+
+
+def to_process(arrival: Arrival, catch_up: int) -> Tensor:
+    """Return which tokens each expert has to process now, ``[rows, kept + new, experts]``, and mark them so."""
+    memory = arrival.memory
+    processed = processed_tokens(memory.routed, memory.valid, catch_up)
+    # Entries among the kept tokens were answered when they came: what they asked for is marked as processed.
+    due = processed & ~memory.processed
+    memory.processed = memory.processed | due
+    return due
+
+
+def run_sparse(body: Body, inputs: Tensor, position_ids: Tensor, picked: Tensor, memory: SpanMemory | None) -> Tensor:
+    """Run a span on the picked tokens only.
+
+    The span's attention sees the tokens that it has processed and nothing else.
+
+    Args:
+        body: the span.
+        inputs: ids ``[rows, length]`` or states ``[rows, length, width]``.
+        position_ids: true positions, ``[rows, length]``.
+        picked: the tokens to process, ``[rows, length]``, each row's in order.
+        memory: the span's keys and values, which grow by these tokens; None without a cache.
+
+    Returns:
+        States ``[rows, length, width of the span]``, zero for tokens that were not picked.
+    """
+    num_rows = picked.shape[0]
+    rows = picked.any(1).nonzero().squeeze(1)
+    if len(rows) == 0:
+        dtype = inputs.dtype if inputs.is_floating_point() else next(body.base.parameters()).dtype
+        return torch.zeros(*picked.shape, body.width, dtype=dtype, device=picked.device)
+    every = len(rows) == num_rows
+    if not every:
+        inputs, position_ids, picked = inputs[rows], position_ids[rows], picked[rows]
+    runs = Runs.of(picked)
+    mask = runs.valid
+    cache = None
+    if memory is not None:
+        cache, cached = memory.load(body, rows)
+        if cached is not None:
+            mask = torch.cat([cached, mask], 1)
+    out = runs.put(body(runs.pick(inputs), mask, runs.pick(position_ids), cache))
+    if memory is not None and cache is not None:
+        memory.store(cache, mask, rows, num_rows)
+    if every:
+        return out
+    return out.new_zeros(num_rows, *out.shape[1:]).index_copy(0, rows, out)
