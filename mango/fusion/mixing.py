@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mango.fusion.runs import ALIGNMENT
 from mango.fusion.shells import Tail
 
 
@@ -121,6 +122,9 @@ def _pick_logits(groups: Sequence[Group]) -> Tensor:
         mass = group.mass.flatten()
         tokens = (mass > 0).nonzero().squeeze(1)
         every = len(tokens) == mass.numel()
+        if not every and 0 < len(tokens) < ALIGNMENT <= mass.numel():
+            # A head that gets a few rows only runs in another kernel, whose last bit differs.
+            tokens = torch.cat([tokens, tokens[-1:].expand(ALIGNMENT - len(tokens))])
         states = group.states.flatten(0, 1)
         # A mass of one changes no bit and, straight through, carries the gradient of its probability.
         logits = group.tail(states if every else states[tokens])

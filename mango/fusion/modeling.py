@@ -35,6 +35,7 @@ class Routing:
         experts: names of the experts that can be entered, the anchor first.
         log_probs: log-probabilities after the temperature, float32 ``[rows, length, experts]``; zero where not present.
         weights: weights, ``[rows, length, experts]``; zero where not present.
+        pooled: what the router saw, float32 ``[rows, length, width]``, without a gradient; zero where not present.
         present: which tokens entered, ``[rows, length]``.
     """
 
@@ -42,6 +43,7 @@ class Routing:
     experts: tuple[str, ...]
     log_probs: Tensor
     weights: Tensor
+    pooled: Tensor
     present: Tensor
 
 
@@ -428,7 +430,8 @@ class _Step:
                     position,
                     tuple(self.model.layout.experts[expert].name for expert, _ in entering),
                     arrived.new.put(arrived.decision.log_probs.masked_fill(~arrived.new.valid.unsqueeze(-1), 0.0)),
-                    arrived.new.put(arrived.decision.weights),
+                    arrived.new.put(arrived.decision.weights * arrived.new.valid.unsqueeze(-1)),
+                    arrived.new.put(arrived.decision.pooled.detach()),
                     present,
                 )
             )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mango.config import Frozen, Problem, refuse
+from mango.config import Frozen, Problem, refuse, section_problems
 from mango.errors import UnknownNameError
 from mango.fusion.registries import ADAPTERS, ROUTERS
 from mango.registry import Registry
@@ -169,12 +169,7 @@ def check_choice(section: BaseModel, registry: Registry[Any]) -> list[Problem]:
         except UnknownNameError as error:
             problems.append(Problem(name, str(error)))
             continue
-        try:
-            entry.params.model_validate(value)
-        except ValidationError as error:
-            for item in error.errors():
-                key = ".".join(str(part) for part in (name, *item["loc"]))
-                problems.append(Problem(key, item["msg"]))
+        problems += section_problems(entry.params, value, name)
     return problems
 
 

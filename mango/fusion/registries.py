@@ -1,4 +1,4 @@
-"""The registries of adapters and routers; other packages add to them through ``mango.adapters`` and ``mango.routers``."""
+"""The registries of adapters and routers; packages add to them through ``mango.adapters`` and ``mango.routers``."""
 
 from __future__ import annotations
 

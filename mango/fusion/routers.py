@@ -39,11 +39,13 @@ class Decision:
         log_probs: log-probabilities of the experts after the temperature, float32 ``[..., experts]``.
         weights: their weights, ``[..., experts]``; they sum to one.
         selected: who processes the token, or None for everyone.
+        pooled: what the decision was made from, ``[..., width]``.
     """
 
     log_probs: Tensor
     weights: Tensor
     selected: Tensor | None
+    pooled: Tensor
 
 
 class Temperature(nn.Module):
@@ -120,17 +122,18 @@ class Router(nn.Module):
         """
         log_probs = torch.log_softmax(self.scores(pooled) / self.temperature(), dim=-1)
         if selection.k is None:
-            return Decision(log_probs, log_probs.exp(), None)
-        return choose(log_probs, index, selection)
+            return Decision(log_probs, log_probs.exp(), None, pooled)
+        return choose(log_probs, pooled, index, selection)
 
 
-def choose(log_probs: Tensor, index: Tensor, selection: Selection) -> Decision:
+def choose(log_probs: Tensor, pooled: Tensor, index: Tensor, selection: Selection) -> Decision:
     """Return the decision that keeps the `selection.k` most probable experts of each token.
 
     Their weights are renormalised for ``k > 1`` and 1 for ``k == 1``. Ties go to the expert that is listed first.
 
     Args:
         log_probs: shape ``[..., experts]``.
+        pooled: what they were made from, ``[..., width]``.
         index: each token's number among the tokens of its row, ``[...]``.
         selection: how tokens choose; its `k` is a number.
     """
@@ -148,7 +151,7 @@ def choose(log_probs: Tensor, index: Tensor, selection: Selection) -> Decision:
             weights = weights + probs - probs.detach()
     else:
         weights = probs / probs.sum(-1, keepdim=True)
-    return Decision(log_probs, weights, selected)
+    return Decision(log_probs, weights, selected, pooled)
 
 
 @ROUTERS.register("simple", SimpleParams)

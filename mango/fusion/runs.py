@@ -7,6 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ALIGNMENT = 16
+"""Runs are padded to a multiple of this, where their rows are that long.
+
+Attention kernels on the CPU sum in an order that depends on the length of the rows, in steps of this size. With runs of
+every length, a later token that changes its expert would move the last bit of earlier ones.
+"""
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -33,6 +40,7 @@ class Runs:
         if whole:
             place = torch.arange(longest, device=mask.device).expand(mask.shape[0], -1)
             return cls(place, mask, mask.shape[1], True)
+        longest = min(-(-longest // ALIGNMENT) * ALIGNMENT, mask.shape[1])
         valid = torch.arange(longest, device=mask.device) < count.unsqueeze(1)
         # A stable sort brings marked tokens to the left and keeps their order.
         place = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices[:, :longest]
@@ -82,7 +90,7 @@ def processed_tokens(routed: Tensor, valid: Tensor, catch_up: int) -> Tensor:
         bool ``[rows, length, experts]``.
     """
     routed = routed & valid.unsqueeze(-1)
-    if catch_up == 0:
+    if catch_up == 0 or routed.shape[1] == 0:
         return routed
     before = torch.nn.functional.pad(routed, (0, 0, 1, 0))[:, :-1]
     entry = (routed & ~before).to(torch.int32)
