@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mango.config.base import ContradictionError, Frozen, Problem, refuse
 from mango.config.document import Document, parse_document, read_document
-from mango.config.explain import near
+from mango.config.explain import near, section_problems
 from mango.config.loader import Loaded, load, validate
 from mango.config.settings import Settings
 
@@ -20,5 +20,6 @@ __all__ = [
     "parse_document",
     "read_document",
     "refuse",
+    "section_problems",
     "validate",
 ]

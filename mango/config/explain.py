@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from mango.config.base import ContradictionError
+from mango.config.base import ContradictionError, Problem
 from mango.config.document import Key
 
 _PLAIN = (
@@ -56,6 +57,27 @@ def describe(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     for technical, plain in _PLAIN:
         message = message.replace(technical, plain)
     return f"{shown(found)}: {message[:1].lower()}{message[1:]}"
+
+
+def section_problems(schema: type[BaseModel], value: Any, key: str) -> list[Problem]:
+    """Return what is wrong with a section whose model is known only at run time, as that of a registered part.
+
+    Args:
+        schema: the section's parameter model.
+        value: what the section holds.
+        key: dotted path of the section, relative to the model that asks.
+
+    Returns:
+        One problem for each wrong value; none if the section is right.
+    """
+    try:
+        schema.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return [
+            Problem(".".join(map(str, (key, *item["loc"]))), describe(item, schema))
+            for item in error.errors(include_url=False)
+        ]
+    return []
 
 
 def contradictions(error: Mapping[str, Any]) -> ContradictionError | None:

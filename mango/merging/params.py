@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from mango.config import Frozen, Problem, near, refuse
+from mango.config import Frozen, Problem, near, refuse, section_problems
 from mango.config.explain import contradictions, describe
 from mango.merging.document import DTypeWord, MergeDocument, load_document
 from mango.merging.methods import LinearParams, SlerpParams, TaskArithmeticParams, TiesParams
@@ -111,12 +111,4 @@ def _section_problems(key: str, value: object, known: list[str]) -> list[Problem
     if key not in MERGERS:
         hint = near(key, known) or "."
         return [Problem(key, f"unknown key{hint} Known here: {', '.join(sorted(set(known)))}")]
-    params = MERGERS.entry(key).params
-    try:
-        params.model_validate(value)
-    except ValidationError as error:
-        return [
-            Problem(".".join(map(str, (key, *item["loc"]))), describe(item, params))
-            for item in error.errors(include_url=False)
-        ]
-    return []
+    return section_problems(MERGERS.entry(key).params, value, key)

@@ -22,6 +22,12 @@ version = "1.0"
 
 [project.entry-points."mango.mergers"]
 largest = "mango_orchard.merging"
+
+[project.entry-points."mango.routers"]
+sticky = "mango_orchard.routers"
+
+[project.entry-points."mango.adapters"]
+shift = "mango_orchard.adapters"
 """
 
 MERGING = """
@@ -41,6 +47,77 @@ def largest(tensors, *, dtype, floor=0.0):
     return torch.where(picked.abs() < floor, 0.0, picked).to(dtype)
 """
 
+ROUTERS = """
+from mango.fusion import ROUTERS, Pool, Router
+from mango.fusion.params import HeadParams
+
+
+class StickyParams(HeadParams):
+    reach: int = 8
+
+
+@ROUTERS.register("sticky", StickyParams)
+class StickyRouter(Router):
+    def __init__(self, width, num_experts, params):
+        super().__init__(width, num_experts, params)
+        self.reach = params.reach
+
+    @property
+    def pool(self):
+        return Pool("window", self.reach)
+"""
+
+ADAPTERS = """
+import torch
+from torch import nn
+from mango.config import Frozen
+from mango.fusion import ADAPTERS, Adapter
+
+
+class ShiftParams(Frozen):
+    start: float = 0.0
+
+
+@ADAPTERS.register("shift", ShiftParams)
+class ShiftAdapter(Adapter):
+    def __init__(self, width_in, width_out, params):
+        super().__init__(width_in, width_out)
+        self.start = params.start
+        self.by = nn.Parameter(torch.zeros(width_out))
+
+    def start_weights(self, std):
+        nn.init.constant_(self.by, self.start)
+
+    def forward(self, states):
+        return states + self.by
+
+    def start_from(self, weight, bias):
+        raise ValueError("only for equal widths")
+
+    def distance(self):
+        return (self.by - self.start).square().mean()
+"""
+
+FUSE = """
+import sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+from mango.blocks import extract
+from mango.fusion import build_fused
+from stages.params import load_params
+
+params = load_params(Path("params.yaml"), overrides=sys.argv[2:])
+store = extract({name: params.models[name] for name in ("base", "code")}, Path(sys.argv[1], "blocks"), "reference")
+model = build_fused(store, params.fusion, params.router, params.adapter, seed=0)
+ids = torch.arange(40)[None]
+before = model(input_ids=ids).logits
+model.save_pretrained(Path(sys.argv[1], "fused"))
+after = AutoModelForCausalLM.from_pretrained(Path(sys.argv[1], "fused"))(input_ids=ids).logits
+kinds = {type(module).__name__ for module in model.modules()}
+print(sorted(kinds & {"StickyRouter", "ShiftAdapter"}), torch.equal(before, after), bool(before.isfinite().all()))
+"""
+
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,7 +127,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.mkdir()
     (source / "pyproject.toml").write_text(PYPROJECT)
     (package / "__init__.py").write_text("")
-    (package / "merging.py").write_text(MERGING)
+    for name, text in (("merging", MERGING), ("routers", ROUTERS), ("adapters", ADAPTERS)):
+        (package / f"{name}.py").write_text(text)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, capture_output=True)
     return target
@@ -85,18 +163,47 @@ def test_a_merge_method_of_another_package_merges(installed: Path, tmp_path: Pat
     assert merged.tensor(name).equal(largest.where(largest.abs() >= 0.001, 0.0))
 
 
-def test_its_parameters_are_checked_by_its_own_model(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_router_and_an_adapter_of_another_package_fuse(installed: Path, tmp_path: Path) -> None:
+    overrides = ["fusion.experts=[code]", "router.type=sticky", "adapter={type: shift, shift: {start: 0.01}}"]
+    done = run_with(installed, FUSE, str(tmp_path), *overrides)
+    assert done.stdout.splitlines()[-1:] == ["['ShiftAdapter', 'StickyRouter'] True True"], done.stderr
+
+
+def test_its_parameters_are_checked_by_its_own_models(installed: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    chosen = "method: largest\n  largest: {flor: 1}"
-    text = (ROOT / "params.yaml").read_text().replace("method: task_arithmetic", chosen)
+    text = (ROOT / "params.yaml").read_text()
+    for replaced, chosen in (
+        ("method: task_arithmetic", "method: largest\n  largest: {flor: 1}"),
+        ("type: token", "type: sticky\n  sticky: {reach: many}"),
+        ("type: linear", "type: shift\n  shift: {stort: 1}"),
+    ):
+        text = text.replace(replaced, chosen)
     params.write_text(text)
     code = "import sys, pathlib; from stages.params import load_params; load_params(pathlib.Path(sys.argv[1]))"
-    line = next(n for n, row in enumerate(text.splitlines(), 1) if "flor" in row)
     shown = run_with(installed, code, str(params)).stderr
-    assert f"{params}:{line} merge.largest.flor: unknown key; did you mean 'floor'?" in shown
+    line = {key: n for n, row in enumerate(text.splitlines(), 1) for key in ("flor", "reach", "stort") if key in row}
+    assert f"{params}:{line['flor']} merge.largest.flor: unknown key; did you mean 'floor'?" in shown
+    assert f"{params}:{line['reach']} router.sticky.reach: 'many': wanted a valid integer" in shown
+    assert f"{params}:{line['stort']} adapter.shift.stort: unknown key; did you mean 'start'?" in shown
 
 
-def test_without_the_package_the_name_is_unknown(tmp_path: Path) -> None:
-    code = "from mango.merging import MERGERS; MERGERS['largest']"
-    shown = run_with(tmp_path, code).stderr
-    assert "unknown merge method 'largest'. Known: linear, slerp, task_arithmetic, ties" in shown
+WITHOUT = """
+from mango.errors import UnknownNameError
+from mango.fusion import ADAPTERS, ROUTERS
+from mango.merging import MERGERS
+
+for registry, name in ((MERGERS, "largest"), (ROUTERS, "sticky"), (ADAPTERS, "shift")):
+    try:
+        registry[name]
+    except UnknownNameError as error:
+        print(error)
+"""
+
+
+def test_without_the_package_the_names_are_unknown(tmp_path: Path) -> None:
+    assert run_with(tmp_path, WITHOUT).stdout.splitlines() == [
+        "unknown merge method 'largest'. Known: linear, slerp, task_arithmetic, ties",
+        "unknown router 'sticky'. Known: simple, token, topk",
+        "unknown adapter 'shift'. Known: bottleneck, linear",
+    ]
