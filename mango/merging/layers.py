@@ -32,7 +32,7 @@ class Group:
     Attributes:
         members: in the order of the document; a base model that it does not list comes last.
         parameters: those of the slice.
-        depth: where gradients are read, 0 at the first block of a slice and 1 at the last.
+        depth: where gradients are read: 0 at the first block of a slice, 1 at the last, 0 outside of the blocks.
     """
 
     members: tuple[Member, ...]
@@ -59,19 +59,18 @@ def block_groups(document: MergeDocument, inputs: Mapping[str, Input]) -> Iterat
 def edge_group(document: MergeDocument, lead: Input, place: Place) -> Group:
     """Return the group of a tensor outside of the blocks.
 
-    What runs before the blocks belongs to the first slice at depth 0, what runs after them (final norm and head) to
-    the last slice at depth 1.
+    What runs before the blocks belongs to the first slice, what runs after them (final norm and head) to the last.
+    Gradients are read at depth 0 for both, as mergekit does: use a filter to give the final norm a value of its own.
     """
     last = any(
         place.name.startswith(f"{lead.base_name(path)}.")
         for path in (*lead.parts.after, *([] if lead.parts.head is None else [lead.parts.head]))
     )
-    depth = 1.0 if last else 0.0
     if document.slices is None:
-        return Group(_whole(document, -1), {}, depth)
+        return Group(_whole(document, -1), {}, 0.0)
     piece = document.slices[-1 if last else 0]
     members = tuple(Member(source.model, -1, source.parameters) for source in piece.sources)
-    return Group(members, piece.parameters, depth)
+    return Group(members, piece.parameters, 0.0)
 
 
 def _whole(document: MergeDocument, block: int) -> tuple[Member, ...]:

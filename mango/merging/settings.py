@@ -125,7 +125,7 @@ def evaluate(setting: Any, depth: float, name: str) -> Any:
 
 def _interpolate(values: Sequence[Scalar], depth: float) -> Scalar:
     if any(isinstance(value, bool | str) for value in values):
-        return values[min(int(depth * len(values)), len(values) - 1)]  # no numbers between them: equal shares of depth
+        return values[int(depth * (len(values) - 1))]  # nothing lies between two of them: the one before counts
     place = depth * (len(values) - 1)
     below = min(math.floor(place), len(values) - 1)
     above = min(below + 1, len(values) - 1)

@@ -129,6 +129,13 @@ def test_the_nearest_level_wins(tmp_path: Path, family: Family) -> None:
     assert found["model.embed_tokens.weight"] == (3.0, 3.0)
 
 
+def test_gradients_are_read_at_depth_0_outside_of_the_blocks(family: Family) -> None:
+    tensors = plan(document("slerp", "a", "b", t=[0.25, 1]), family).tensors
+    found = {output.spec.name: output.arguments["t"] for output in tensors if output.arguments}
+    assert found["model.embed_tokens.weight"] == found["model.norm.weight"] == 0.25
+    assert [found[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)] == [0.25, 0.625, 1.0]
+
+
 def test_slices_stack_blocks_of_several_models(tmp_path: Path, family: Family) -> None:
     data = {
         "merge_method": "linear",
