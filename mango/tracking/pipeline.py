@@ -39,7 +39,8 @@ def stage_run(
     Inside ``dvc repro`` and ``dvc exp run`` the run is a child of the one run of that execution, which is found by a
     tag (a hash of the experiment name, the nearest ``dvc`` process above this one, the baseline revision and the
     experiment's name), so nothing is written that would disturb DVC's cache. Outside, the run stands alone, unless
-    ``settings.parent_run`` names a parent. Runs left open by processes that are gone are closed first.
+    ``settings.parent_run`` names a parent, whose end is left to whoever began it. Runs left open by processes that are
+    gone are closed first.
 
     Args:
         stage: name of the stage.
@@ -65,7 +66,8 @@ def stage_run(
         if parent is None:
             run_id = _create(client, experiment, stage, {**own_tags, "mango.kind": "pipeline"})
         else:
-            client.update_run(parent, status="RUNNING")
+            if not settings.parent_run:
+                client.update_run(parent, status="RUNNING")
             own_tags |= {"mango.kind": "stage", "mlflow.parentRunId": parent}
             run_id = _create(client, experiment, stage, own_tags)
         run = MlflowRun(client, run_id, parent or run_id)
@@ -75,10 +77,14 @@ def stage_run(
             run.flush()
         except BaseException as error:
             with end_signals_ignored():
-                _close(client, run, stage, _status(error), error)
+                _close(client, run, _status(error), error)
+                if not settings.parent_run:
+                    _close_parent(client, run, stage, _status(error))
             raise
         with end_signals_ignored():
-            _close(client, run, stage, _FINISHED, None)
+            _close(client, run, _FINISHED, None)
+            if not settings.parent_run:
+                _close_parent(client, run, stage, _FINISHED)
 
 
 def pipeline_key(settings: TrackingSettings, dvc: ProcessIdentity) -> str:
@@ -141,12 +147,16 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _close(client: MlflowClient, run: MlflowRun, stage: str, status: str, error: BaseException | None) -> None:
+def _close(client: MlflowClient, run: MlflowRun, status: str, error: BaseException | None) -> None:
     if error is not None:
         run.flush()
         if status != _FINISHED:
             run.set_tags({"mango.error": redact_text(f"{type(error).__name__}: {error}")[:1000]})
     client.set_terminated(run.run_id, status)
+
+
+def _close_parent(client: MlflowClient, run: MlflowRun, stage: str, status: str) -> None:
+    """Close the parent after each stage, since none knows whether it is the last; the next one opens it again."""
     if run.parent_id == run.run_id:
         return
     if status != _FINISHED:

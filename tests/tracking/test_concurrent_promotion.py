@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from mango.tracking.store import open_store
 NUM_PROCESSES = 8
 NUM_PROMOTIONS = 50
 PROMOTE = """
-import sys
+import json, sys
 from pathlib import Path
 from mango.tracking import TrackingSettings, promote
-import mlflow
+from mango.tracking.store import open_store
+settings = TrackingSettings(root=sys.argv[1])
+open_store(settings).search_registered_models()  # the slow imports come before the start
 print("ready", flush=True)
 sys.stdin.readline()
 for package in sys.argv[2:]:
-    promote("tiny", Path(package), settings=TrackingSettings(root=sys.argv[1]))
+    print(json.dumps(promote("tiny", Path(package), settings=settings).as_dict()), flush=True)
 """
 
 
@@ -47,9 +50,18 @@ def test_the_best_of_fifty_concurrent_promotions_is_champion(
     for process in processes:  # all at once
         process.stdin.write("go\n")
         process.stdin.flush()
-    for process in processes:
-        process.communicate(timeout=300)
+    lines = [line for process in processes for line in process.communicate(timeout=300)[0].splitlines()]
     assert [process.returncode for process in processes] == [0] * NUM_PROCESSES
+
+    # Versions are numbered under the lock, so in their order the promotions must read like a queue.
+    results = sorted((json.loads(line) for line in lines), key=lambda result: result["version"])
+    assert [result["version"] for result in results] == list(range(1, NUM_PROMOTIONS + 1))
+    best = None
+    for result in results:
+        assert result["champion_value"] == best
+        assert result["promoted"] == (best is None or result["value"] < best)
+        best = result["value"] if result["promoted"] else best
+    assert best == min(values) == 1.0
 
     client = open_store(settings)
     found = client.search_model_versions("name = 'tiny'")

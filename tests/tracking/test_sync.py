@@ -86,7 +86,7 @@ def test_only_the_cached_experiment_is_given_a_run(repository: Path, migrated_da
     settings = TrackingSettings(root=repository)
     dvc(repository, "repro", "-q")
     commit(repository)
-    dvc(repository, "exp", "run", "-q", "-n", "one", "-S", "seed=1")
+    dvc(repository, "exp", "run", "-q", "--temp", "-n", "one", "-S", "seed=1")  # in a copy, yet in the same store
     dvc(repository, "exp", "run", "-q", "-n", "zero", "-S", "seed=0")  # the cache has it: no process starts
     before = parents(settings)
     assert sorted(before) == ["one", "repro"]

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
 from mango.errors import RegistryError
-from mango.tracking import TrackingSettings, stage_run, ui_server
+from mango.tracking import TrackingSettings, promote, stage_run, ui_server
 from mango.tracking.store import experiment_id, open_store
 from mango.tracking.view import share_comparison
 
@@ -47,6 +49,25 @@ def test_the_view_has_the_columns_that_tell_runs_apart(settings: TrackingSetting
         "metrics.`z_gap`",
         "metrics.`num_bytes`",
     ]
+
+
+@pytest.mark.slow
+def test_the_ui_is_a_tracking_server_for_runs_but_not_for_promotions(
+    settings: TrackingSettings, make_package: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text("<html>")
+    with ui_server(settings=settings) as address:
+        remote = TrackingSettings(root=tmp_path, uri=address.partition("/#")[0], experiment="remote")
+        with stage_run("train", settings=remote, params={"seed": 0}) as run:
+            run.log_metrics({"loss": 1.0}, 3)
+            run.log_artifact(tmp_path / "report.html")
+            run.log_dataset("corpus", Path("data"), "ab" * 32)
+        with pytest.raises(RegistryError, match=r"http://127.*: a tracking server has no lock"):
+            promote("tiny", make_package(), settings=remote)
+    found = open_store(settings).get_run(run.run_id)
+    assert (found.info.status, found.data.params, found.data.metrics) == ("FINISHED", {"seed": "0"}, {"loss": 1.0})
+    (stored,) = (settings.root / "mlartifacts").rglob("report.html")
+    assert run.run_id in str(stored)
 
 
 @pytest.mark.slow
