@@ -1,5 +1,6 @@
 """Fused models: spans of frozen blocks from several pretrained models, adapters between them, routers that choose."""
 
+from mango.auto import register
 from mango.fusion.adapters import Adapter, BottleneckAdapter, LinearAdapter
 from mango.fusion.build import build_fused
 from mango.fusion.cache import FusedCache
@@ -40,3 +41,5 @@ __all__ = [
     "build_fused",
     "make_layout",
 ]
+
+register()  # whoever imports the classes may build them through the Auto classes at once
