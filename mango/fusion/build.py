@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mango.architectures import ComponentMap
 from mango.blocks import BlockStore
@@ -66,7 +66,8 @@ def build_fused(
         missing, surplus = sorted(wanted - ours - set(weights)), sorted(set(weights) - wanted)
         if missing or surplus:
             raise ArchitectureError(f"the stored blocks do not make the model: missing {missing}, surplus {surplus}")
-        model = MolForCausalLM(config).to(dtype)
+        model = MolForCausalLM(config)
+        nn.Module.to(model, dtype)  # the class's own `to` has no types
         _fill(model, weights)
     model.freeze_experts()
     model.train(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,8 @@ class SpanMemory:
         if longest == 0:
             return cache, None
         first = valid.shape[1] - longest
-        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+        layers: list[Any] = cache.layers
+        for layer, keys, values in zip(layers, self.keys, self.values, strict=True):
             layer.update(keys.index_select(0, rows)[:, :, first:], values.index_select(0, rows)[:, :, first:])
         return cache, valid[:, first:]
 
@@ -223,7 +225,8 @@ class FusedCache(Cache):
         for span in self.spans.values():
             span.select(rows)
         for cache in self.dense_spans.values():
-            for layer in cache.layers:
+            layers: list[Any] = cache.layers
+            for layer in layers:
                 layer.batch_select_indices(rows)
 
     def crop(self, tokens_to_remove: int) -> None:

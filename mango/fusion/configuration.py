@@ -52,7 +52,7 @@ class MolConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
         self.num_hidden_layers = len(self.layout["cuts"]) - 1
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]  # it takes every keyword
             tie_word_embeddings=tie_word_embeddings,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,

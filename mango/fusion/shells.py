@@ -32,7 +32,8 @@ class SpanCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Append keys and values of block `layer_idx` of the source model."""
-        return self.layers[layer_idx - self.first].update(key_states, value_states, *args, **kwargs)
+        layer: Any = self.layers[layer_idx - self.first]
+        return layer.update(key_states, value_states, *args, **kwargs)
 
 
 class _Zeros(nn.Module):
@@ -62,7 +63,8 @@ def _pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int
     own = deepcopy(config)
     own.tie_word_embeddings = False  # ties are the fused model's to make
     with _skeleton():
-        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(own)](own)
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(own)]
+        model: PreTrainedModel = model_class(own)
     base = model.get_submodule(parts.base_prefix)
     blocks = base.get_submodule(parts.blocks)
     assert isinstance(blocks, nn.ModuleList)
