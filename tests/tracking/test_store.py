@@ -29,8 +29,8 @@ def versions(database: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_processes_that_open_a_fresh_store_together_all_succeed(tmp_path: Path) -> None:
-    processes = [subprocess.Popen([sys.executable, "-c", OPEN, str(tmp_path)]) for _ in range(3)]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", OPEN, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
     assert len(versions(tmp_path / "mlflow.db")) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.migrate.lock"]
 
