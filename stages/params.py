@@ -16,6 +16,7 @@ from mango.fusion import AdapterParams, FusionParams, RouterParams
 from mango.gates import GateParams
 from mango.merging import MergeParams
 from mango.packaging import PackageParams
+from mango.training import TrainParams
 
 PATH = Path("params.yaml")
 
@@ -37,6 +38,7 @@ class Params(Frozen):
     fusion: FusionParams
     router: RouterParams = RouterParams()
     adapter: AdapterParams = AdapterParams()
+    train: TrainParams = TrainParams()
     gates: GateParams = GateParams()
     package: PackageParams = PackageParams()
 

@@ -39,6 +39,14 @@ class Stage:
     settings: Settings
     run: StageRun
 
+    def device(self) -> str:
+        """Return the device to work on: that of ``MANGO_DEVICE``, or the first accelerator there is, or the CPU."""
+        import torch
+
+        if self.settings.device != "auto":
+            return self.settings.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
     def log_gate(self, report: GateReport) -> None:
         """Put a gate's page and its JSON beside the run, whether it passed or not."""
         self.run.set_tags({f"mango.gate.{report.gate}": "passed" if report.passed else "failed"})
