@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from mango.tensors.angles import Angle, measure_angle
 from mango.tensors.dtypes import DTYPES, dtype_name, item_bytes, parse_dtype, torch_dtype
+from mango.tensors.ridge import RidgeFit
 from mango.tensors.selection import Kept, keep_largest, num_kept
 
 __all__ = [
     "DTYPES",
     "Angle",
     "Kept",
+    "RidgeFit",
     "dtype_name",
     "item_bytes",
     "keep_largest",

@@ -1,0 +1,289 @@
+"""The whole training of a fused model and its controls, from a block store to folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+
+from mango import console
+from mango.blocks import BlockStore
+from mango.checkpoints import copy_tokenizer, replace_folder, write_file
+from mango.corpus import CorpusParams, Sequences, corpus_sha256
+from mango.fusion import AdapterParams, FusionParams, MolForCausalLM, RouterParams, build_fused, make_layout
+from mango.training.calibration import load_source
+from mango.training.controls import continue_trunk, save_ordinary, self_stitch
+from mango.training.data import TokenDataset, mixture
+from mango.training.params import TrainParams
+from mango.training.starts import StartReport, routing_targets, source_losses, start_adapters, start_routers
+from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog, WholeCheckpoints, latest_checkpoint
+
+TRAINING_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a training depends on.
+
+    Args:
+        seed: of data, order, and starts.
+        corpus: the corpus.
+        fusion: what is fused.
+        router: the router.
+        adapter: the adapter.
+        train: how it is trained.
+    """
+
+    seed: int
+    corpus: CorpusParams
+    fusion: FusionParams
+    router: RouterParams
+    adapter: AdapterParams
+    train: TrainParams
+
+    def fingerprint(self, what: str, store: BlockStore) -> str:
+        """Return a hash of the parameters, the corpus and the blocks, to tell a checkpoint of this run."""
+        models = {name: [block.sha256 for block in store.model(name).blocks] for name in self.model_names()}
+        sections = [
+            part.model_dump(mode="json") for part in (self.corpus, self.fusion, self.router, self.adapter, self.train)
+        ]
+        text = json.dumps([what, self.seed, sections, models, corpus_sha256(self.corpus.path)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def model_names(self) -> list[str]:
+        """Return the names of the models that are fused."""
+        return sorted({self.fusion.trunk, *(expert.model for expert in self.fusion.experts)})
+
+
+@dataclass
+class Trained:
+    """What came out of a training.
+
+    Args:
+        model: the fused model, in evaluation mode.
+        curve: logged numbers, a mapping a step.
+        starts: how well adapters and routers started.
+    """
+
+    model: MolForCausalLM
+    curve: list[dict[str, float]]
+    starts: StartReport
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: Sequences
+    calibration: Sequences
+    validation: Sequences
+    losses: dict[str, torch.Tensor]
+    train_losses: dict[str, torch.Tensor] | None
+
+
+def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, device: torch.device | str) -> _Data:
+    """Draw sequences, and run every source model on the calibration text."""
+    train = job.train
+    per_step = train.batch_size * train.accumulation
+    sequences = mixture(
+        job.corpus,
+        "train",
+        tokenizer,
+        num_sequences=train.steps * per_step,
+        switching_share=train.switching_share,
+        seed=job.seed,
+    )
+    domains = len(job.corpus.domains) or len(sequences.domains)
+    calibration = mixture(
+        job.corpus,
+        "train",
+        tokenizer,
+        num_sequences=2 * train.start.sequences * domains,
+        switching_share=0.5,
+        seed=job.seed + 1,
+    )
+    validation = mixture(
+        job.corpus,
+        "validation",
+        tokenizer,
+        num_sequences=2 * train.validation_sequences * domains,
+        switching_share=0.5,
+        seed=job.seed,
+    )
+    names = job.model_names()
+    losses = source_losses(store, names, calibration.input_ids, batch_size=train.batch_size, device=device)
+    train_losses = None
+    if train.losses.supervision and len(sequences):
+        train_losses = source_losses(store, names, sequences.input_ids, batch_size=train.batch_size, device=device)
+    return _Data(sequences, calibration, validation, losses, train_losses)
+
+
+def _arguments(job: Job, work: Path, device: torch.device | str) -> TrainingArguments:
+    train = job.train
+    terminal = sys.stderr.isatty()
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        max_grad_norm=train.max_grad_norm,
+        warmup_steps=max(1, round(train.warmup * train.steps)),
+        lr_scheduler_type="cosine",
+        learning_rate=train.adapter_learning_rate,
+        bf16=train.precision == "bf16",
+        fp16=train.precision == "fp16",
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        save_strategy="steps" if train.save_every else "no",
+        save_steps=train.save_every or 1,
+        save_total_limit=2,
+        eval_strategy="steps" if train.validate_every else "no",
+        eval_steps=train.validate_every or None,
+        seed=job.seed % 2**32,
+        data_seed=job.seed % 2**32,
+        report_to="none",
+        disable_tqdm=not terminal,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=torch.device(device).type == "cpu",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.device(device).type == "cuda",
+        prediction_loss_only=True,
+    )
+
+
+def train_one(
+    job: Job,
+    store: BlockStore,
+    data: _Data,
+    *,
+    what: str,
+    work: Path,
+    device: torch.device | str,
+    targets_from: MolForCausalLM | None = None,
+    log: LogMetrics | None = None,
+) -> Trained:
+    """Build, start and train one fused model; resume it when a checkpoint of the same run is there.
+
+    Args:
+        job: everything that it depends on.
+        store: the blocks.
+        data: from :func:`prepare`.
+        what: its name, in messages and folders.
+        work: folder for checkpoints.
+        device: where to train.
+        targets_from: the model whose experts its routers are started on; its own without.
+        log: takes metrics and their step.
+    """
+    set_seed(job.seed % 2**32)
+    model = build_fused(store, job.fusion, job.router, job.adapter, seed=job.seed)
+    model.to(device)  # type: ignore[arg-type]
+    batch_size = job.train.batch_size
+    start = job.train.start
+    judge = targets_from or model
+    targets = routing_targets(judge, data.losses, start.window) if judge.iter_routers() else None
+    train_targets = None
+    if data.train_losses is not None and targets is not None:
+        train_targets = routing_targets(judge, data.train_losses, start.window)
+    fingerprint = job.fingerprint(what, store)
+    folder = work / what
+    checkpoint = latest_checkpoint(folder, fingerprint)
+    starts = StartReport()
+    starts_file = folder / f"starts-{fingerprint[:16]}.json"
+    if checkpoint is not None and starts_file.is_file():
+        console.note(f"{what}: resuming from {checkpoint.name}")
+        starts = StartReport(**json.loads(starts_file.read_text()))
+    else:
+        checkpoint = None
+        shutil.rmtree(folder, ignore_errors=True)
+        console.note(f"{what}: starting adapters and routers")
+        starts.adapters = start_adapters(model, store, data.calibration, start, batch_size=batch_size)
+        if targets is not None:
+            starts.routers = start_routers(model, data.calibration.input_ids, targets, start, batch_size=batch_size)
+        write_file(starts_file, json.dumps(asdict(starts)))
+    if job.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    metrics = MetricsLog(log)
+    callbacks: list[Any] = [metrics, WholeCheckpoints(fingerprint)]
+    trainer = FusedTrainer(
+        train=job.train,
+        model=model,
+        args=_arguments(job, folder, device),
+        train_dataset=TokenDataset(data.train, train_targets),
+        eval_dataset=TokenDataset(data.validation),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if job.train.steps and (model.iter_routers() or model.iter_adapters()):
+        console.note(f"{what}: training {job.train.steps} steps")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        metrics.recall(trainer.state.log_history)
+    summary = {"validation": float(trainer.evaluate()["eval_loss"])}
+    metrics.curve.setdefault(job.train.steps, {})["validation"] = summary["validation"]
+    model.train(False)
+    curve = [{"step": float(step), **values} for step, values in sorted(metrics.curve.items())]
+    return Trained(model, curve, starts, summary)
+
+
+def train_all(
+    job: Job,
+    store: BlockStore,
+    *,
+    out: Path,
+    controls: Path,
+    work: Path,
+    device: torch.device | str = "cpu",
+    log: LogMetrics | None = None,
+) -> dict[str, float]:
+    """Train the fused model and its controls; replace both folders when everything is done.
+
+    Args:
+        job: everything that it depends on.
+        store: the blocks.
+        out: folder of the fused model.
+        controls: folder of the controls.
+        work: folder for checkpoints; it goes away at the end.
+        device: where to train.
+        log: takes metrics of the fused model and their step.
+
+    Returns:
+        Headline numbers.
+    """
+    trunk = job.fusion.trunk
+    tokenizer_folder = store.tokenizer_folder(trunk)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    layout = make_layout(job.fusion, {name: store.model(name).architecture for name in job.model_names()})
+    data = prepare(job, store, tokenizer, device)
+    fused = train_one(job, store, data, what="fused", work=work, device=device, log=log)
+    summary = {"validation_loss": fused.summary["validation"]}
+    with replace_folder(controls) as folder:
+        if job.train.controls.self_stitch:
+            stitched = Job(job.seed, job.corpus, self_stitch(job.fusion, layout), job.router, job.adapter, job.train)
+            control = train_one(
+                stitched, store, data, what="self_stitch", work=work, device=device, targets_from=fused.model
+            )
+            summary["self_stitch_validation_loss"] = control.summary["validation"]
+            _save(control, folder / "self_stitch", tokenizer_folder)
+        if job.train.controls.continued_trunk:
+            model = load_source(store, trunk, torch.float32, device)
+            save_ordinary(continue_trunk(model, data.train, job.train, device=device), folder / "continued_trunk")
+            copy_tokenizer(tokenizer_folder, folder / "continued_trunk")
+    with replace_folder(out) as folder:
+        _save(fused, folder, tokenizer_folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _save(trained: Trained, folder: Path, tokenizer_folder: Path) -> None:
+    Path(folder).mkdir(exist_ok=True, parents=True)
+    trained.model.save_pretrained(folder)
+    copy_tokenizer(tokenizer_folder, folder)
+    record = {"curve": trained.curve, "starts": asdict(trained.starts), "summary": trained.summary}
+    (folder / TRAINING_FILE).write_text(json.dumps(record, indent=1))

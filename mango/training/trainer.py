@@ -1,0 +1,197 @@
+"""The trainer: ``transformers.Trainer`` with the further losses, two learning rates, and checkpoints that are whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mango import console
+from mango.errors import TrainingError
+from mango.fusion import MolForCausalLM, MolOutput
+from mango.training.losses import balance_loss, entropy_loss, load_of, supervision_loss
+from mango.training.params import TrainParams
+
+COMPLETE = "COMPLETE"
+LogMetrics = Callable[[Mapping[str, float], int], None]
+
+
+class FusedTrainer(Trainer):
+    """Trains adapters and routers of a fused model.
+
+    Args:
+        train: parameters of the training.
+        kwargs: what ``transformers.Trainer`` takes.
+    """
+
+    def __init__(self, *, train: TrainParams, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.train_params = train
+        self._parts: dict[str, Tensor] = {}
+        self._num_parts = 0
+        self._loads: list[Tensor] = []
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the language-modelling loss, plus the further losses while training."""
+        inputs = dict(inputs)
+        targets = inputs.pop("targets", None)
+        if num_items_in_batch is not None:
+            inputs["num_items_in_batch"] = num_items_in_batch
+        output: MolOutput = model(**inputs)
+        assert output.loss is not None
+        if not model.training:
+            return (output.loss, output) if return_outputs else output.loss
+        # The language-modelling loss is a share of the whole batch's mean; the others are means of this part of it.
+        share = 1.0 / self.train_params.accumulation if num_items_in_batch is not None else 1.0
+        parts = self._further(output, targets)
+        weights = self.train_params.losses
+        total = output.loss
+        for name, part in parts.items():
+            total = total + share * getattr(weights, name) * part.to(total.device)
+        self._note({"lm": output.loss / share, **parts})
+        return (total, output) if return_outputs else total
+
+    def _further(self, output: MolOutput, targets: Tensor | None) -> dict[str, Tensor]:
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, MolForCausalLM)
+        weights = self.train_params.losses
+        parts: dict[str, Tensor] = {}
+        routing = output.routing or ()
+        if routing:
+            parts["balance"] = balance_loss(routing, self._global_load([load_of(r) for r in routing]))
+            parts["entropy"] = entropy_loss(routing)
+            if targets is not None and weights.supervision:
+                parts["supervision"] = supervision_loss(routing, targets)
+        adapters = model.iter_adapters()
+        if adapters:
+            parts["adapter"] = torch.stack([adapter.distance() for adapter in adapters]).mean()
+        return parts
+
+    def _global_load(self, loads: list[Tensor]) -> list[Tensor]:
+        """Return the load over all devices, and over the steps whose gradients are being added up."""
+        sizes = [len(load) for load in loads]
+        self._loads.append(self.accelerator.reduce(torch.cat(loads), reduction="mean"))
+        mean = torch.stack(self._loads).mean(0)
+        if self.accelerator.sync_gradients:
+            self._loads.clear()
+        return list(mean.split(sizes))
+
+    def _note(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            value = value.detach().float()
+            self._parts[name] = self._parts[name] + value if name in self._parts else value
+        self._num_parts += 1
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the mean of each part of the loss since the last time."""
+        if "loss" in logs and self._num_parts:
+            logs = {**logs, **{name: float(value) / self._num_parts for name, value in self._parts.items()}}
+            self._parts.clear()
+            self._num_parts = 0
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make AdamW with one learning rate for adapters and one for routers."""
+        if self.optimizer is None:
+            params = self.train_params
+            groups: dict[str, list[nn.Parameter]] = {"adapters": [], "routers": []}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups["routers" if name.startswith("routers.") else "adapters"].append(parameter)
+            if not any(groups.values()):
+                raise TrainingError("nothing to train: the fused model has neither adapters nor routers")
+            rates = {"adapters": params.adapter_learning_rate, "routers": params.router_learning_rate}
+            self.optimizer = torch.optim.AdamW(
+                [{"params": group, "lr": rates[name]} for name, group in groups.items() if group],
+                betas=(0.9, 0.95),
+                weight_decay=params.weight_decay,
+            )
+        return self.optimizer
+
+
+_WANTED = ("loss", "lm", "balance", "entropy", "adapter", "supervision", "grad_norm", "learning_rate", "eval_loss")
+_RENAMED = {"eval_loss": "validation"}
+
+
+class MetricsLog(TrainerCallback):  # type: ignore[misc]
+    """Hands every logged number on, and keeps the curve.
+
+    Args:
+        log: takes metrics and their step; None keeps the curve only.
+    """
+
+    def __init__(self, log: LogMetrics | None) -> None:
+        self.send = log
+        self.curve: dict[int, dict[str, float]] = {}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take what was logged."""
+        values = self._take(state.global_step, logs or {})
+        if not values:
+            return
+        if self.send is not None:
+            self.send(values, state.global_step)
+        if "loss" in values and (state.global_step % 10 == 0 or state.global_step in (1, args.max_steps)):
+            console.note(f"step {state.global_step}/{args.max_steps}: loss {values['loss']:.3f}")
+
+    def recall(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Complete the curve with what was logged before a run was resumed."""
+        for entry in history:
+            self._take(int(entry.get("step", 0)), entry)
+
+    def _take(self, step: int, logs: Mapping[str, float]) -> dict[str, float]:
+        values = {_RENAMED.get(name, name): float(logs[name]) for name in _WANTED if name in logs}
+        if values:
+            self.curve.setdefault(step, {}).update(values)
+        return values
+
+
+class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint as complete once all of it is on disk.
+
+    Args:
+        fingerprint: of everything that the run depends on; a checkpoint of another run is not resumed.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the mark, last."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        mark = folder / COMPLETE
+        with mark.open("w") as file:
+            file.write(self.fingerprint)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def latest_checkpoint(folder: Path, fingerprint: str) -> Path | None:
+    """Return the newest complete checkpoint of the same run, if there is one."""
+    found: list[tuple[int, Path]] = []
+    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
+        if mark.read_text() == fingerprint:
+            found.append((int(mark.parent.name.rpartition("-")[2]), mark.parent))
+    return max(found)[1] if found else None
