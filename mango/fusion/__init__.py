@@ -6,7 +6,8 @@ from mango.fusion.build import build_fused
 from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
 from mango.fusion.layout import Expert, Layout, Span, make_layout
-from mango.fusion.modeling import MolForCausalLM, MolOutput, Routing
+from mango.fusion.modeling import MolForCausalLM
+from mango.fusion.output import MolOutput, Routing
 from mango.fusion.params import AdapterParams, ExpertParams, FusionParams, RouterParams, SpanParams
 from mango.fusion.pooling import Pool
 from mango.fusion.registries import ADAPTERS, ROUTERS

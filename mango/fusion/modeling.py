@@ -3,120 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
 
-from mango.architectures import ComponentMap, describe
+from mango.architectures import describe
 from mango.errors import ConfigError
 from mango.fusion.adapters import Adapter
-from mango.fusion.cache import FusedCache, PositionMemory, SpanMemory
+from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
-from mango.fusion.layout import Expert, Span
-from mango.fusion.mixing import Contribution, Group, mix_logits, mix_states
+from mango.fusion.expert import FusedExpert
+from mango.fusion.mixing import mix_logits
+from mango.fusion.output import MolOutput
 from mango.fusion.params import AdapterParams, RouterParams
-from mango.fusion.position import Arrival, arrive, run_sparse, to_process
-from mango.fusion.registries import ADAPTERS, ROUTERS
+from mango.fusion.registries import ROUTERS
 from mango.fusion.routers import Router, Selection
-from mango.fusion.shells import Body, Tail
-
-
-@dataclass(frozen=True)
-class Routing:
-    """What happened at one fused position.
-
-    Args:
-        position: number of the position.
-        experts: names of the experts that can be entered, the anchor first.
-        log_probs: log-probabilities after the temperature, float32 ``[rows, length, experts]``; zero where not present.
-        weights: weights, ``[rows, length, experts]``; zero where not present.
-        pooled: what the router saw, float32 ``[rows, length, width]``, without a gradient; zero where not present.
-        present: which tokens entered, ``[rows, length]``.
-    """
-
-    position: int
-    experts: tuple[str, ...]
-    log_probs: Tensor
-    weights: Tensor
-    pooled: Tensor
-    present: Tensor
-
-
-@dataclass
-class MolOutput(ModelOutput):
-    """Output of a fused model.
-
-    Args:
-        loss: language-modelling loss, when labels were given.
-        logits: ``[rows, length, vocabulary]``.
-        past_key_values: the cache, when one is used.
-        routing: what happened at each position with a choice.
-        processed: for each span in the order of :attr:`MolForCausalLM.spans`, the tokens that it processed, int64.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    routing: tuple[Routing, ...] | None = None
-    processed: Tensor | None = None
-
-
-class FusedExpert(nn.Module):
-    """An expert's parts: its spans, its adapters, and its own norm and head if it has them.
-
-    Args:
-        expert: its place in the layout.
-        config: configuration of its source model.
-        parts: where the source model keeps its parts.
-        width: width of the trunk.
-        adapter: parameters of the adapters.
-        anchor: whether it is the anchor, which has no adapters.
-    """
-
-    def __init__(
-        self,
-        expert: Expert,
-        config: Any,
-        parts: ComponentMap,
-        width: int,
-        adapter: AdapterParams,
-        *,
-        anchor: bool,
-        last: int,
-    ) -> None:
-        super().__init__()
-        self.fronts = [expert.own_edges and span.enter == 0 and span.start == 0 for span in expert.spans]
-        end = expert.spans[-1]
-        self.own_tail = expert.own_edges and end.exit == last and end.stop == parts.num_blocks
-        self.bodies = nn.ModuleList(
-            Body(config, parts, span.start, span.stop, front=front)
-            for span, front in zip(expert.spans, self.fronts, strict=True)
-        )
-        self.tail = Tail(config, parts) if self.own_tail else None
-        make = ADAPTERS[adapter.type]
-        chosen = adapter.chosen()
-
-        def new(width_in: int, width_out: int) -> Adapter:
-            return make(width_in, width_out, chosen)  # type: ignore[call-arg]
-
-        count = len(expert.spans)
-        inputs = [not front and not anchor for front in self.fronts]
-        outputs = [not anchor and not (self.own_tail and i == count - 1) for i in range(count)]
-        self.inputs = nn.ModuleDict({str(i): new(width, parts.width) for i in range(count) if inputs[i]})
-        self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})
-
-    def enter(self, span: int, states: Tensor) -> Tensor:
-        """Bring states of the trunk to a span."""
-        return self.inputs[str(span)](states) if str(span) in self.inputs else states  # type: ignore[no-any-return]
-
-    def leave(self, span: int, states: Tensor) -> Tensor:
-        """Bring states of a span to the trunk."""
-        return self.outputs[str(span)](states) if str(span) in self.outputs else states  # type: ignore[no-any-return]
+from mango.fusion.step import Step
 
 
 class MolForCausalLM(PreTrainedModel, GenerationMixin):
@@ -140,7 +45,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["Body", "Tail"]
+    _no_split_modules = ["Body", "Tail"]  # noqa: RUF012  # declared by the base class
 
     def __init__(self, config: MolConfig) -> None:
         super().__init__(config)
@@ -196,7 +101,8 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         # Only modules that hold parameters themselves come here. Each knows its start, or is of a standard kind.
         if hasattr(module, "start_weights"):
-            module.start_weights(self.config.initializer_range)
+            start: Any = module.start_weights
+            start(self.config.initializer_range)
         else:
             super()._init_weights(module)
 
@@ -211,7 +117,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the trunk's output projection."""
         tail = self._anchor.tail
-        return None if tail is None else tail.model.get_submodule(tail.head_path)  # type: ignore[no-any-return, union-attr, operator]
+        return None if tail is None else tail.model.get_submodule(tail.head_path)
 
     @property
     def _anchor(self) -> FusedExpert:
@@ -300,7 +206,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
         if position_ids is None:
             position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
         position_ids = position_ids.expand(input_ids.shape[0], -1)
-        step = _Step(self, selection, input_ids, mask, position_ids, cache)
+        step = Step(self, selection, input_ids, mask, position_ids, cache)
         groups = step.run(self.get_input_embeddings()(input_ids), present)
         keep = logits_to_keep or input_ids.shape[1]
         logits = mix_logits([group.last(keep) for group in groups], hard=selection.k == 1)
@@ -334,7 +240,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return attention_mask.to(device=input_ids.device, dtype=torch.bool)
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         kind = generation_config.cache_implementation
@@ -345,153 +251,6 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             self._cache(given, True)
         elif generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = FusedCache()
-
-
-class _Step:
-    """One forward pass: tokens flow from cut to cut."""
-
-    def __init__(
-        self,
-        model: MolForCausalLM,
-        selection: Selection,
-        input_ids: Tensor,
-        mask: Tensor,
-        position_ids: Tensor,
-        cache: FusedCache | None,
-    ) -> None:
-        self.model = model
-        self.selection = selection
-        self.sparse = selection.k is not None
-        self.ids = input_ids
-        self.mask = mask
-        self.position_ids = position_ids
-        self.cache = cache
-        self.routing: list[Routing] = []
-        self._counts: dict[tuple[int, int], Tensor | int] = {}
-
-    def counts(self, device: torch.device) -> Tensor:
-        """Return the number of tokens that each span processed."""
-        return torch.stack([torch.as_tensor(self._counts[key], device=device) for key in self.model.spans])
-
-    def _span(self, expert: int, index: int) -> Span:
-        return self.model.layout.experts[expert].spans[index]
-
-    def _expert(self, number: int) -> FusedExpert:
-        expert = self.model.experts[number]
-        assert isinstance(expert, FusedExpert)
-        return expert
-
-    def run(self, states: Tensor, present: Tensor) -> list[Group]:
-        """Take states from the trunk's embedding to the last cut; return what ends in each head."""
-        layout = self.model.layout
-        last = layout.num_positions
-        long_spans = any(span.exit - span.enter > 1 for expert in layout.experts for span in expert.spans)
-        leaving: dict[int, list[Contribution]] = {}
-        # The share of each token that is not with an expert that spans several positions.
-        free = torch.ones(self.ids.shape, device=states.device) if long_spans else None
-        real = present
-        for position in range(last):
-            arrived = self._arrive(position, states, present)
-            weights = self._weights(position, arrived, present)
-            outputs = self._run_experts(position, arrived, states)
-            entered = free
-            for place, ((expert, index), out) in enumerate(zip(self.model._entering[position], outputs, strict=True)):
-                mass = weights[..., place] if entered is None else weights[..., place] * entered
-                contribution = Contribution(expert, index, mass, out)
-                leaving.setdefault(self._span(expert, index).exit, []).append(contribution)
-                if free is not None and self._span(expert, index).exit > position + 1:
-                    free = free - mass
-            if position + 1 == last:
-                break
-            here = leaving.pop(position + 1)
-            if free is not None:
-                for contribution in here:
-                    if self._span(contribution.expert, contribution.span).enter < position:
-                        free = free + contribution.mass
-            states = mix_states(here, self._leave, states, normalise=free is not None)
-            if self.sparse and free is not None:
-                present = real & (sum(c.mass for c in here) > 0)  # type: ignore[operator, arg-type]
-        return self._groups(leaving[last])
-
-    def _leave(self, contribution: Contribution) -> Tensor:
-        return self._expert(contribution.expert).leave(contribution.span, contribution.states)
-
-    def _arrive(self, position: int, states: Tensor, present: Tensor) -> Arrival:
-        entering = self.model._entering[position]
-        router = self.model.routers[str(position)] if len(entering) > 1 else None
-        assert router is None or isinstance(router, Router)
-        memory = None if self.cache is None else self.cache.positions.get(position)
-        if memory is None:
-            memory = PositionMemory.empty(states, len(entering))
-        arrived = arrive(router, self.selection, states, self.ids, self.position_ids, present, memory)
-        if arrived.decision is not None:
-            self.routing.append(
-                Routing(
-                    position,
-                    tuple(self.model.layout.experts[expert].name for expert, _ in entering),
-                    arrived.new.put(arrived.decision.log_probs.masked_fill(~arrived.new.valid.unsqueeze(-1), 0.0)),
-                    arrived.new.put(arrived.decision.weights * arrived.new.valid.unsqueeze(-1)),
-                    arrived.new.put(arrived.decision.pooled.detach()),
-                    present,
-                )
-            )
-        return arrived
-
-    def _weights(self, position: int, arrived: Arrival, present: Tensor) -> Tensor:
-        if arrived.decision is None:
-            return present.unsqueeze(-1).float()
-        return self.routing[-1].weights
-
-    def _run_experts(self, position: int, arrived: Arrival, states: Tensor) -> list[Tensor]:
-        entering = self.model._entering[position]
-        outputs: list[Tensor] = []
-        due = to_process(arrived, self.selection.catch_up) if self.sparse else None
-        for place, (expert, index) in enumerate(entering):
-            fused = self._expert(expert)
-            body = fused.bodies[index]
-            assert isinstance(body, Body)
-            key = (expert, index)
-            if due is None:
-                inputs = self.ids if body.front else fused.enter(index, states)
-                span_cache = None
-                if self.cache is not None:
-                    span_cache = self.cache.dense_spans.setdefault(key, body.new_cache())
-                outputs.append(body(inputs, self.mask, self.position_ids, span_cache))
-                self._counts[key] = self.mask[:, -self.ids.shape[1] :].sum()
-                continue
-            memory = arrived.memory
-            inputs = memory.ids if body.front else fused.enter(index, memory.states)
-            span_memory = None
-            if self.cache is not None:
-                span_memory = self.cache.spans.setdefault(key, SpanMemory())
-            picked = due[..., place]
-            out = run_sparse(body, inputs, memory.position_ids, picked, span_memory)
-            outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
-            self._counts[key] = picked.sum()
-        if self.cache is not None:
-            router = self.model.routers[str(position)] if len(entering) > 1 else None
-            history = router.pool.history if isinstance(router, Router) else 0
-            kept = max(history, self.selection.catch_up, 1) if self.sparse else history
-            self.cache.positions[position] = arrived.memory.keep(kept)
-        return outputs
-
-    def _groups(self, contributions: list[Contribution]) -> list[Group]:
-        """Group what leaves the last cut by the head that it ends in."""
-        by_head: dict[int, list[Contribution]] = {}
-        for contribution in contributions:
-            head = contribution.expert if self._expert(contribution.expert).own_tail else 0
-            by_head.setdefault(head, []).append(contribution)
-        groups: list[Group] = []
-        for head, members in sorted(by_head.items()):
-            tail = self._expert(head).tail
-            assert isinstance(tail, Tail)
-            if len(members) == 1 and members[0].expert == head:
-                groups.append(Group(tail, members[0].mass, members[0].states))
-                continue
-            mass = torch.stack([member.mass for member in members]).sum(0)
-            mixed = mix_states(members, self._leave, members[0].states, normalise=True)
-            groups.append(Group(tail, mass, mixed))
-        return groups
 
 
 def source_configs(configs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

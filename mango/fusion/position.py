@@ -38,6 +38,8 @@ def arrive(
     position_ids: Tensor,
     present: Tensor,
     memory: PositionMemory,
+    *,
+    align: bool,
 ) -> Arrival:
     """Let new tokens in: put them behind those kept from before, pool, and decide.
 
@@ -49,8 +51,9 @@ def arrive(
         position_ids: true positions, ``[rows, length]``.
         present: which of them enter here; padding and tokens that are with a longer expert do not.
         memory: what is kept from before.
+        align: whether no later token may move a bit of an earlier one, at the price of longer runs.
     """
-    new = Runs.of(present)
+    new = Runs.of(present, align=align)
     num_kept = memory.valid.shape[1]
     num_new = new.valid.shape[1]
     num_experts = memory.routed.shape[2]
@@ -117,7 +120,8 @@ def run_sparse(body: Body, inputs: Tensor, position_ids: Tensor, picked: Tensor,
     every = len(rows) == num_rows
     if not every:
         inputs, position_ids, picked = inputs[rows], position_ids[rows], picked[rows]
-    runs = Runs.of(picked)
+    # Within a generation there are no later tokens whose number could tell.
+    runs = Runs.of(picked, align=memory is None)
     mask = runs.valid
     cache = None
     if memory is not None:

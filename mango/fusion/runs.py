@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Runs are padded to a multiple of this, where their rows are that long.
+"""Aligned runs have a length that is a multiple of this, or that of their source.
 
-Attention kernels on the CPU sum in an order that depends on the length of the rows, in steps of this size. With runs of
-every length, a later token that changes its expert would move the last bit of earlier ones.
+Kernels on the CPU sum in an order that depends on the number of rows that they are given, up to about this number, and
+up to twice this number on whether it is odd. With runs of every length, a later token that changes its expert would
+move the last bit of earlier ones.
 """
 
 
@@ -32,15 +33,22 @@ class Runs:
     whole: bool
 
     @classmethod
-    def of(cls, mask: Tensor) -> Runs:
-        """Pick the tokens that `mask` (``[rows, length]``, bool) marks."""
+    def of(cls, mask: Tensor, *, align: bool) -> Runs:
+        """Pick the tokens that `mask` (``[rows, length]``, bool) marks.
+
+        Args:
+            mask: marks them.
+            align: whether the length of the runs follows :data:`ALIGNMENT`, or is that of the longest run.
+        """
         count = mask.sum(1)
         longest = int(count.max()) if mask.numel() else 0
         whole = longest == mask.shape[1] and bool(mask.all())
         if whole:
             place = torch.arange(longest, device=mask.device).expand(mask.shape[0], -1)
             return cls(place, mask, mask.shape[1], True)
-        longest = min(-(-longest // ALIGNMENT) * ALIGNMENT, mask.shape[1])
+        if align:
+            short = mask.shape[1] < 2 * ALIGNMENT
+            longest = mask.shape[1] if short else min(-(-longest // ALIGNMENT) * ALIGNMENT, mask.shape[1])
         valid = torch.arange(longest, device=mask.device) < count.unsqueeze(1)
         # A stable sort brings marked tokens to the left and keeps their order.
         place = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices[:, :longest]

@@ -1,0 +1,67 @@
+"""One expert of a fused model: spans of its source model, and what leads into and out of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mango.architectures import ComponentMap
+from mango.fusion.adapters import Adapter
+from mango.fusion.layout import Expert
+from mango.fusion.params import AdapterParams
+from mango.fusion.registries import ADAPTERS
+from mango.fusion.shells import Body, Tail
+
+
+class FusedExpert(nn.Module):
+    """An expert's parts: its spans, its adapters, and its own norm and head if it has them.
+
+    Args:
+        expert: its place in the layout.
+        config: configuration of its source model.
+        parts: where the source model keeps its parts.
+        width: width of the trunk.
+        adapter: parameters of the adapters.
+        anchor: whether it is the anchor, which has no adapters.
+    """
+
+    def __init__(
+        self,
+        expert: Expert,
+        config: Any,
+        parts: ComponentMap,
+        width: int,
+        adapter: AdapterParams,
+        *,
+        anchor: bool,
+        last: int,
+    ) -> None:
+        super().__init__()
+        self.fronts = [expert.own_edges and span.enter == 0 and span.start == 0 for span in expert.spans]
+        end = expert.spans[-1]
+        self.own_tail = expert.own_edges and end.exit == last and end.stop == parts.num_blocks
+        self.bodies = nn.ModuleList(
+            Body(config, parts, span.start, span.stop, front=front)
+            for span, front in zip(expert.spans, self.fronts, strict=True)
+        )
+        self.tail = Tail(config, parts) if self.own_tail else None
+        make = ADAPTERS[adapter.type]
+        chosen = adapter.chosen()
+
+        def new(width_in: int, width_out: int) -> Adapter:
+            return make(width_in, width_out, chosen)  # type: ignore[call-arg]
+
+        count = len(expert.spans)
+        inputs = [not front and not anchor for front in self.fronts]
+        outputs = [not anchor and not (self.own_tail and i == count - 1) for i in range(count)]
+        self.inputs = nn.ModuleDict({str(i): new(width, parts.width) for i in range(count) if inputs[i]})
+        self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})
+
+    def enter(self, span: int, states: Tensor) -> Tensor:
+        """Bring states of the trunk to a span."""
+        return self.inputs[str(span)](states) if str(span) in self.inputs else states
+
+    def leave(self, span: int, states: Tensor) -> Tensor:
+        """Bring states of a span to the trunk."""
+        return self.outputs[str(span)](states) if str(span) in self.outputs else states

@@ -1,0 +1,49 @@
+"""What a fused model returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What happened at one fused position.
+
+    Args:
+        position: number of the position.
+        experts: names of the experts that can be entered, the anchor first.
+        log_probs: log-probabilities after the temperature, float32 ``[rows, length, experts]``; zero where not present.
+        weights: weights, ``[rows, length, experts]``; zero where not present.
+        pooled: what the router saw, float32 ``[rows, length, width]``, without a gradient; zero where not present.
+        present: which tokens entered, ``[rows, length]``.
+    """
+
+    position: int
+    experts: tuple[str, ...]
+    log_probs: Tensor
+    weights: Tensor
+    pooled: Tensor
+    present: Tensor
+
+
+@dataclass
+class MolOutput(ModelOutput):
+    """Output of a fused model.
+
+    Args:
+        loss: language-modelling loss, when labels were given.
+        logits: ``[rows, length, vocabulary]``.
+        past_key_values: the cache, when one is used.
+        routing: what happened at each position with a choice.
+        processed: for each span in the order of :attr:`MolForCausalLM.spans`, the tokens that it processed, int64.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    routing: tuple[Routing, ...] | None = None
+    processed: Tensor | None = None

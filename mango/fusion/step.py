@@ -1,0 +1,178 @@
+"""One forward pass of a fused model: tokens flow from cut to cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mango.fusion.cache import FusedCache, PositionMemory, SpanMemory
+from mango.fusion.expert import FusedExpert
+from mango.fusion.layout import Span
+from mango.fusion.mixing import Contribution, Group, mix_states
+from mango.fusion.output import Routing
+from mango.fusion.position import Arrival, arrive, run_sparse, to_process
+from mango.fusion.routers import Router, Selection
+from mango.fusion.shells import Body, Tail
+
+if TYPE_CHECKING:
+    from mango.fusion.modeling import MolForCausalLM
+
+
+class Step:
+    """One forward pass.
+
+    Args:
+        model: the model.
+        selection: how tokens choose.
+        input_ids: ids of the new tokens, ``[rows, length]``.
+        mask: which of the cached and new tokens are real, ``[rows, cached + length]``.
+        position_ids: true positions of the new tokens, ``[rows, length]``.
+        cache: what came before, which grows by the new tokens; or None.
+    """
+
+    def __init__(
+        self,
+        model: MolForCausalLM,
+        selection: Selection,
+        input_ids: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        cache: FusedCache | None,
+    ) -> None:
+        self.model = model
+        self.selection = selection
+        self.sparse = selection.k is not None
+        self.ids = input_ids
+        self.mask = mask
+        self.position_ids = position_ids
+        self.cache = cache
+        self.routing: list[Routing] = []
+        self._counts: dict[tuple[int, int], Tensor | int] = {}
+
+    def counts(self, device: torch.device) -> Tensor:
+        """Return the number of tokens that each span processed."""
+        return torch.stack([torch.as_tensor(self._counts[key], device=device) for key in self.model.spans])
+
+    def _span(self, expert: int, index: int) -> Span:
+        return self.model.layout.experts[expert].spans[index]
+
+    def _expert(self, number: int) -> FusedExpert:
+        expert = self.model.experts[number]
+        assert isinstance(expert, FusedExpert)
+        return expert
+
+    def run(self, states: Tensor, present: Tensor) -> list[Group]:
+        """Take states from the trunk's embedding to the last cut; return what ends in each head."""
+        layout = self.model.layout
+        last = layout.num_positions
+        long_spans = any(span.exit - span.enter > 1 for expert in layout.experts for span in expert.spans)
+        leaving: dict[int, list[Contribution]] = {}
+        # The share of each token that is not with an expert that spans several positions.
+        free = torch.ones(self.ids.shape, device=states.device) if long_spans else None
+        real = present
+        for position in range(last):
+            arrived = self._arrive(position, states, present)
+            weights = self._weights(position, arrived, present)
+            outputs = self._run_experts(position, arrived, states)
+            entered = free
+            for place, ((expert, index), out) in enumerate(zip(self.model._entering[position], outputs, strict=True)):
+                mass = weights[..., place] if entered is None else weights[..., place] * entered
+                contribution = Contribution(expert, index, mass, out)
+                leaving.setdefault(self._span(expert, index).exit, []).append(contribution)
+                if free is not None and self._span(expert, index).exit > position + 1:
+                    free = free - mass
+            if position + 1 == last:
+                break
+            here = leaving.pop(position + 1)
+            if free is not None:
+                for contribution in here:
+                    if self._span(contribution.expert, contribution.span).enter < position:
+                        free = free + contribution.mass
+            states = mix_states(here, self._leave, states, normalise=free is not None)
+            if self.sparse and free is not None:
+                present = real & (sum(c.mass for c in here) > 0)
+        return self._groups(leaving[last])
+
+    def _leave(self, contribution: Contribution) -> Tensor:
+        return self._expert(contribution.expert).leave(contribution.span, contribution.states)
+
+    def _arrive(self, position: int, states: Tensor, present: Tensor) -> Arrival:
+        entering = self.model._entering[position]
+        router = self.model.routers[str(position)] if len(entering) > 1 else None
+        assert router is None or isinstance(router, Router)
+        memory = None if self.cache is None else self.cache.positions.get(position)
+        if memory is None:
+            memory = PositionMemory.empty(states, len(entering))
+        arrived = arrive(
+            router, self.selection, states, self.ids, self.position_ids, present, memory, align=self.cache is None
+        )
+        if arrived.decision is not None:
+            self.routing.append(
+                Routing(
+                    position,
+                    tuple(self.model.layout.experts[expert].name for expert, _ in entering),
+                    arrived.new.put(arrived.decision.log_probs.masked_fill(~arrived.new.valid.unsqueeze(-1), 0.0)),
+                    arrived.new.put(arrived.decision.weights * arrived.new.valid.unsqueeze(-1)),
+                    arrived.new.put(arrived.decision.pooled.detach()),
+                    present,
+                )
+            )
+        return arrived
+
+    def _weights(self, position: int, arrived: Arrival, present: Tensor) -> Tensor:
+        if arrived.decision is None:
+            return present.unsqueeze(-1).float()
+        return self.routing[-1].weights
+
+    def _run_experts(self, position: int, arrived: Arrival, states: Tensor) -> list[Tensor]:
+        entering = self.model._entering[position]
+        outputs: list[Tensor] = []
+        due = to_process(arrived, self.selection.catch_up) if self.sparse else None
+        for place, (expert, index) in enumerate(entering):
+            fused = self._expert(expert)
+            body = fused.bodies[index]
+            assert isinstance(body, Body)
+            key = (expert, index)
+            if due is None:
+                inputs = self.ids if body.front else fused.enter(index, states)
+                span_cache = None
+                if self.cache is not None:
+                    span_cache = self.cache.dense_spans.setdefault(key, body.new_cache())
+                outputs.append(body(inputs, self.mask, self.position_ids, span_cache))
+                self._counts[key] = self.mask[:, -self.ids.shape[1] :].sum()
+                continue
+            memory = arrived.memory
+            inputs = memory.ids if body.front else fused.enter(index, memory.states)
+            span_memory = None
+            if self.cache is not None:
+                span_memory = self.cache.spans.setdefault(key, SpanMemory())
+            picked = due[..., place]
+            out = run_sparse(body, inputs, memory.position_ids, picked, span_memory)
+            outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
+            self._counts[key] = picked.sum()
+        if self.cache is not None:
+            router = self.model.routers[str(position)] if len(entering) > 1 else None
+            history = router.pool.history if isinstance(router, Router) else 0
+            kept = max(history, self.selection.catch_up, 1) if self.sparse else history
+            self.cache.positions[position] = arrived.memory.keep(kept)
+        return outputs
+
+    def _groups(self, contributions: list[Contribution]) -> list[Group]:
+        """Group what leaves the last cut by the head that it ends in."""
+        by_head: dict[int, list[Contribution]] = {}
+        for contribution in contributions:
+            head = contribution.expert if self._expert(contribution.expert).own_tail else 0
+            by_head.setdefault(head, []).append(contribution)
+        groups: list[Group] = []
+        for head, members in sorted(by_head.items()):
+            tail = self._expert(head).tail
+            assert isinstance(tail, Tail)
+            if len(members) == 1 and members[0].expert == head:
+                groups.append(Group(tail, members[0].mass, members[0].states))
+                continue
+            mass = torch.stack([member.mass for member in members]).sum(0)
+            mixed = mix_states(members, self._leave, members[0].states, normalise=True)
+            groups.append(Group(tail, mass, mixed))
+        return groups
