@@ -50,9 +50,6 @@ LAYOUTS: dict[str, list[Any]] = {
             "model": "short",
             "cut": [{"enter": 0, "exit": 1, "blocks": [0, 1]}, {"enter": 2, "exit": 4, "blocks": [1, 2]}],
         },
-            "model": "short",
-            "cut": [{"enter": 0, "exit": 1, "blocks": [0, 1]}, {"enter": 2, "exit": 4, "blocks": [1, 2]}],
-        },
         "sister",
     ],
 }
