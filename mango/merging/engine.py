@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from mango.errors import MergeError
 from mango.merging.document import MergeDocument
 from mango.merging.outputs import OutputTensor
 from mango.merging.plan import MergePlan, plan
+from mango.merging.registry import MergeMethod
 from mango.merging.resolved import DOCUMENT_NAME, resolved_yaml
+from mango.merging.workers import Call, Workers, workers
 from mango.tensors import torch_dtype
 from mango.tensors.pieces import PIECE_ELEMENTS, pieces
 
@@ -132,16 +135,17 @@ def _write_weights(
 
     def produce(name: str) -> Iterator[torch.Tensor]:
         nonlocal done
-        yield from _merged(ready, outputs[name])
+        yield from _merged(ready, outputs[name], pool)
         done += 1
         if on_tensor is not None:
             on_tensor(done, len(outputs))
 
     specs = [output.spec for output in ready.tensors]
-    write_tensors(folder, specs, produce, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
+    with workers() as pool:
+        write_tensors(folder, specs, produce, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
 
 
-def _merged(ready: MergePlan, output: OutputTensor) -> Iterator[torch.Tensor]:
+def _merged(ready: MergePlan, output: OutputTensor, pool: Workers) -> Iterator[torch.Tensor]:
     """Yield the flat pieces of one merged tensor."""
     tensors = [_read(ready, source) for source in output.sources]
     base = None if output.base is None else _read(ready, output.base)
@@ -156,14 +160,23 @@ def _merged(ready: MergePlan, output: OutputTensor) -> Iterator[torch.Tensor]:
     if not method.elementwise:
         yield _finite(output, method.combine(tensors, **with_base, **arguments, dtype=dtype)).reshape(-1)
         return
-    position = 0
-    for parts in pieces(tensors if base is None else [*tensors, base], PIECE_ELEMENTS):
-        if base is not None:
-            arguments["base"] = parts.pop()
-        if method.measure is not None:
-            arguments["first_position"] = position
-        position += parts[0].numel()
-        yield _finite(output, method.combine(parts, **arguments, dtype=dtype))
+
+    def calls() -> Iterator[Call]:
+        position = 0
+        for parts in pieces(tensors if base is None else [*tensors, base], PIECE_ELEMENTS):
+            own: dict[str, Any] = {} if base is None else {"base": parts.pop()}
+            if method.measure is not None:
+                own["first_position"] = position
+            position += parts[0].numel()
+            yield partial(_combine_piece, output, method, parts, {**arguments, **own, "dtype": dtype})
+
+    yield from pool.in_order(calls())
+
+
+def _combine_piece(
+    output: OutputTensor, method: MergeMethod, parts: list[torch.Tensor], arguments: dict[str, Any]
+) -> torch.Tensor:
+    return _finite(output, method.combine(parts, **arguments))
 
 
 def _read(ready: MergePlan, source: tuple[str, TensorInfo]) -> torch.Tensor:
