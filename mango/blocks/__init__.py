@@ -5,6 +5,7 @@ from mango.blocks.inspection import Inspection, inspect_model
 from mango.blocks.layout import read_config
 from mango.blocks.manifest import FORMAT_VERSION, Manifest, StoredBlock, StoredModel, StoredTensor
 from mango.blocks.params import ExtractParams, Mode
+from mango.blocks.source_models import load_source
 from mango.blocks.store import BlockStore
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "declared_licence",
     "extract",
     "inspect_model",
+    "load_source",
     "read_config",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mango.corpus.packing import pack
 from mango.corpus.params import CorpusParams
 from mango.corpus.reading import COLUMNS, SPLITS, corpus_sha256, read_split, split_path
+from mango.corpus.scoring import token_losses
 from mango.corpus.sequences import Sequences, concatenate
 from mango.corpus.switching import switching
 from mango.corpus.token_bytes import token_bytes, tokenize
@@ -21,5 +22,6 @@ __all__ = [
     "split_path",
     "switching",
     "token_bytes",
+    "token_losses",
     "tokenize",
 ]

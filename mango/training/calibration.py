@@ -8,38 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mango.architectures import block_list
-from mango.blocks import BlockStore
-
-
-def load_source(store: BlockStore, name: str, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-    """Return a source model as it is, in evaluation mode."""
-    folder = store.tokenizer_folder(name)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    model.to(device)  # type: ignore[arg-type]
-    model.train(False)
-    return model
-
-
-@torch.no_grad()
-def token_losses(model: nn.Module, input_ids: Tensor, batch_size: int) -> Tensor:
-    """Return the loss of each token given those before it, in nats, float32 ``[rows, length - 1]``.
-
-    Args:
-        model: a causal language model.
-        input_ids: ``[rows, length]``, on any device.
-        batch_size: rows a forward pass.
-    """
-    device = next(model.parameters()).device
-    losses: list[Tensor] = []
-    for ids in input_ids.split(batch_size):
-        ids = ids.to(device)
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        losses.append(loss.view(len(ids), -1).cpu())
-    return torch.cat(losses)
 
 
 @contextmanager

@@ -14,11 +14,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from mango import console
-from mango.blocks import BlockStore
+from mango.blocks import BlockStore, load_source
 from mango.checkpoints import copy_tokenizer, replace_folder, write_file
 from mango.corpus import CorpusParams, Sequences, corpus_sha256
 from mango.fusion import AdapterParams, FusionParams, MolForCausalLM, RouterParams, build_fused, make_layout
-from mango.training.calibration import load_source
 from mango.training.controls import continue_trunk, save_ordinary, self_stitch
 from mango.training.data import TokenDataset, mixture
 from mango.training.params import TrainParams
@@ -272,7 +271,7 @@ def train_all(
             summary["self_stitch_validation_loss"] = control.summary["validation"]
             _save(control, folder / "self_stitch", tokenizer_folder)
         if job.train.controls.continued_trunk:
-            model = load_source(store, trunk, torch.float32, device)
+            model = load_source(store, trunk, device=device)
             save_ordinary(continue_trunk(model, data.train, job.train, device=device), folder / "continued_trunk")
             copy_tokenizer(tokenizer_folder, folder / "continued_trunk")
     with replace_folder(out) as folder:

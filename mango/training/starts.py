@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mango.blocks import BlockStore
-from mango.corpus import Sequences
+from mango.blocks import BlockStore, load_source
+from mango.corpus import Sequences, token_losses
 from mango.fusion import Adapter, MolForCausalLM, Router
 from mango.tensors import RidgeFit
-from mango.training.calibration import best_expert, load_source, recorded_states, token_losses
+from mango.training.calibration import best_expert, recorded_states
 from mango.training.params import StartParams
 
 
@@ -60,8 +60,8 @@ def start_adapters(
         if not jobs:
             continue
         if trunk is None:
-            trunk = load_source(store, layout.experts[0].source, torch.float32, device)
-        source = load_source(store, expert.source, torch.float32, device)
+            trunk = load_source(store, layout.experts[0].source, device=device)
+        source = load_source(store, expert.source, device=device)
         ridges = {
             name: RidgeFit(adapter.width_in, adapter.width_out, ridge=params.ridge, device=device)
             for name, adapter, _, _, _ in jobs
@@ -90,8 +90,8 @@ def source_losses(
     """Return each source model's loss on each token, float32 ``[rows, length - 1]``, by name."""
     losses: dict[str, Tensor] = {}
     for name in sorted(set(names)):
-        model = load_source(store, name, torch.float32, device)
-        losses[name] = token_losses(model, input_ids, batch_size)
+        model = load_source(store, name, device=device)
+        losses[name] = token_losses(model, input_ids, batch_size=batch_size)
     return losses
 
 

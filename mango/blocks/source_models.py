@@ -1,0 +1,29 @@
+"""The source models behind a block store, whole."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mango.blocks.store import BlockStore
+
+
+def load_source(
+    store: BlockStore, name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """Return a source model as it is, in evaluation mode.
+
+    Args:
+        store: the store.
+        name: name of the model in it.
+        dtype: element type of its weights.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: its folder is gone.
+        UnknownNameError: the store has no such model.
+    """
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(store.tokenizer_folder(name), dtype=dtype)
+    model.to(device)  # type: ignore[arg-type]
+    model.train(False)
+    return model

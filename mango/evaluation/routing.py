@@ -1,0 +1,94 @@
+"""What routers choose: by domain and position, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mango.corpus import Sequences
+from mango.fusion import MolForCausalLM
+
+
+class RoutingTotals:
+    """Sums what routers choose over forward passes.
+
+    Args:
+        model: the fused model.
+    """
+
+    def __init__(self, model: MolForCausalLM) -> None:
+        self.model = model
+        self.num_tokens = 0
+        self.processed = torch.zeros(len(model.spans), dtype=torch.long)
+        self.weights: dict[int, Tensor] = {}
+        self.entropy: dict[int, float] = {}
+        self.experts: dict[int, tuple[str, ...]] = {}
+        self.present: dict[int, int] = {}
+
+    def add(self, output: Any, num_tokens: int) -> None:
+        """Add a forward pass on so many tokens."""
+        self.num_tokens += num_tokens
+        self.processed += output.processed.cpu()
+        for routing in output.routing:
+            present = routing.present
+            log_probs = routing.log_probs[present].double().cpu()
+            position = routing.position
+            self.experts[position] = routing.experts
+            weights = routing.weights[present].double().sum(0).cpu()
+            self.weights[position] = self.weights.get(position, torch.zeros_like(weights)) + weights
+            self.entropy[position] = self.entropy.get(position, 0.0) - float((log_probs.exp() * log_probs).sum())
+            self.present[position] = self.present.get(position, 0) + int(present.sum())
+
+    def cost(self) -> float:
+        """Return the tokens that experts processed, in units of one expert that processes every token."""
+        return sum(self.by_expert().values()) / max(self.num_tokens, 1)
+
+    def by_expert(self) -> dict[str, float]:
+        """Return the tokens that each expert processed; a span counts by its share of the trunk's extent."""
+        layout = self.model.layout
+        out = dict.fromkeys((expert.name for expert in layout.experts), 0.0)
+        for (number, index), count in zip(self.model.spans, self.processed.tolist(), strict=True):
+            span = layout.experts[number].spans[index]
+            out[layout.experts[number].name] += count * (span.exit - span.enter) / layout.num_positions
+        return out
+
+
+def positions(by_domain: Mapping[str, RoutingTotals]) -> list[dict[str, Any]]:
+    """Return the rows of the report: for each position, what was chosen in each domain."""
+    first = next(iter(by_domain.values()))
+    rows: list[dict[str, Any]] = []
+    for position, experts in sorted(first.experts.items()):
+        domains: dict[str, Any] = {}
+        for domain, totals in by_domain.items():
+            present = max(totals.present[position], 1)
+            shares = (totals.weights[position] / present).clamp(0, 1)
+            domains[domain] = {
+                "utilisation": [round(float(share), 6) for share in shares],
+                "entropy_nats": max(0.0, totals.entropy[position] / present),
+            }
+        rows.append({"position": position, "experts": list(experts), "by_domain": domains})
+    return rows
+
+
+def sample(
+    model: MolForCausalLM, tokenizer: PreTrainedTokenizerBase, sequences: Sequences, row: int, title: str
+) -> dict[str, Any]:
+    """Return a text whose tokens name the expert that the first router prefers for each of them."""
+    ids = sequences.input_ids[row : row + 1]
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        output = model(input_ids=ids.to(device), logits_to_keep=1)
+    if output.routing:
+        routing = output.routing[0]
+        chosen = [routing.experts[i] for i in routing.log_probs[0].argmax(-1).tolist()]
+    else:
+        chosen = [model.layout.experts[0].name] * ids.shape[1]
+    tokens = [
+        {"text": tokenizer.decode([token]), "expert": expert, "domain": sequences.domains[domain]}
+        for token, expert, domain in zip(ids[0].tolist(), chosen, sequences.domain_ids[row].tolist(), strict=True)
+    ]
+    return {"title": title, "tokens": tokens}

@@ -1,0 +1,258 @@
+"""The whole evaluation: the fused model, soft and hard, against everything that a user would pick instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from mango import console
+from mango.blocks import BlockStore, load_source
+from mango.corpus import CorpusParams, corpus_sha256, pack, switching
+from mango.errors import EvaluationError
+from mango.evaluation import baselines
+from mango.evaluation.headline import headline
+from mango.evaluation.params import EvaluateParams
+from mango.evaluation.routing import positions, sample
+from mango.evaluation.speed import seconds
+from mango.evaluation.systems import SWITCHING, Bench, Measured, Texts, row
+from mango.fusion import MolForCausalLM
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Where what is compared lies.
+
+    Args:
+        fused: folder of the fused model.
+        store: the blocks, through which the source models are found.
+        merged: folder with a merged checkpoint in each of its folders; left out where it does not exist.
+        controls: folder with the controls; left out where it does not exist.
+    """
+
+    fused: Path
+    store: BlockStore
+    merged: Path
+    controls: Path
+
+
+def test_texts(corpus: CorpusParams, params: EvaluateParams, tokenizer: PreTrainedTokenizerBase, seed: int) -> Texts:
+    """Return the test sequences of each domain, and those that switch domain."""
+    packed = pack(corpus, "test", tokenizer, max_sequences_per_domain=params.sequences, seed=seed)
+    whole = pack(corpus, "test", tokenizer, seed=seed + 1)
+    mixed = switching(whole, segment_length=corpus.segment_length, max_sequences=params.switching_sequences, seed=seed)
+    if len(mixed) < 2 or any(len(sequences) < 2 for sequences in packed.values()):
+        short = [domain for domain, sequences in packed.items() if len(sequences) < 2] or ["text that switches domain"]
+        raise EvaluationError(
+            f"{corpus.path}: the test split has fewer than two sequences of {corpus.sequence_length} tokens for "
+            f"{', '.join(short)}: lower corpus.sequence_length or add text"
+        )
+    return {**packed, SWITCHING: mixed}
+
+
+def evaluate_all(
+    subjects: Subjects,
+    corpus: CorpusParams,
+    params: EvaluateParams,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    parameters: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure every system and return the document of ``reports/evaluation.json``.
+
+    Args:
+        subjects: where what is compared lies.
+        corpus: the corpus.
+        params: how systems are compared.
+        seed: of the test sequences.
+        device: where models run.
+        parameters: parameters to record.
+        provenance: git revision and versions to record.
+
+    Raises:
+        EvaluationError: a system gives no finite probabilities, or there is too little text.
+        CheckpointError: a model cannot be read.
+    """
+    device = torch.device(device)
+    fused = _load_fused(subjects.fused, device)
+    tokenizer = AutoTokenizer.from_pretrained(subjects.fused)
+    texts = test_texts(corpus, params, tokenizer, seed)
+    sources = [fused.layout.experts[0].source]
+    sources += [e.source for e in fused.layout.experts[1:] if e.source not in sources]
+    trunk = load_source(subjects.store, sources[0], device=device)
+    bench = Bench(texts, params.batch_size, params.speed_repeats, device, trunk)
+    batch = bench.timing_batch()
+    with torch.no_grad():
+        speed = batch.numel() / seconds(lambda: trunk(input_ids=batch), params.speed_repeats, device)
+    rows: list[Row] = []
+
+    def add(name: str, label: str, kind: str, measured: Measured, note: str = "") -> None:
+        rows.append(row(name, label, kind, measured, texts, trunk_tokens_per_s=speed, note=note))
+        last = rows[-1]
+        console.note(f"{label}: {last['pure_mean']:.3f} bits per byte, {last['switching']:.3f} nats on switching text")
+
+    single: list[Measured] = []
+    for place, name in enumerate(sources):
+        single.append(bench.measure(lambda name=name: load_source(subjects.store, name, device=device)))  # type: ignore[misc]
+        if place == 0:
+            add("trunk", f"Trunk ({name})", "trunk", single[0], "the model that the fused one falls back on")
+        else:
+            add(f"expert_{name}", f"Expert {name}", "expert", single[-1], "one source model, alone")
+    rows.insert(1, _best_single(rows))
+    for name, label, load in _models(subjects, device):
+        add(
+            name,
+            label,
+            "control" if name in ("self_stitch", "continued_trunk") else "merge",
+            bench.measure(load),
+            NOTES.get(name, "one static model, merged from the experts"),
+        )
+    _whole_models(add, single, params, corpus, len(sources))
+    soft, hard = _fused_modes(add, bench, subjects.fused, device)
+    domains = [text for text in texts if text != SWITCHING]
+    fused.set_routing("soft")
+    return {
+        "schema_version": 1,
+        "seed": seed,
+        "units": {
+            "pure": "bits_per_byte",
+            "switching": "nats_per_token",
+            "cost": "tokens processed by experts, in units of one expert",
+        },
+        "domains": domains,
+        "systems": rows,
+        "headline": headline(rows),
+        "routing": {
+            "positions": positions({domain: soft.totals[domain] for domain in domains}),
+            "processed": {
+                domain: {e: round(n) for e, n in hard.totals[domain].by_expert().items()} for domain in domains
+            },
+            "sample": [
+                sample(fused, tokenizer, texts[SWITCHING], index, f"Text that switches domain, {index + 1}")
+                for index in range(2)
+            ],
+        },
+        "training": {"curve": _curve(subjects.fused)},
+        "corpus": {
+            "domains": {
+                domain: {
+                    "test_bytes": int(texts[domain].num_bytes.sum()),
+                    "test_tokens": int(texts[domain].input_ids.numel()),
+                }
+                for domain in domains
+            },
+            "sha256": corpus_sha256(corpus.path),
+        },
+        "parameters": dict(parameters or {}),
+        "provenance": dict(provenance or {}),
+    }
+
+
+NOTES = {
+    "self_stitch": "the same adapters and routers, with the trunk's own spans as every expert: capacity without fusion",
+    "continued_trunk": "the trunk, all weights trained on the sequences that the fused model was trained on",
+}
+
+
+def _load_fused(folder: Path, device: torch.device) -> MolForCausalLM:
+    model = MolForCausalLM.from_pretrained(folder, dtype="auto")
+    model.to(device)
+    model.train(False)
+    return model
+
+
+def _best_single(rows: list[Row]) -> Row:
+    best = min(rows, key=lambda r: r["pure_mean"])
+    return {**best, "name": "best_single", "label": f"Best single model ({best['label']})", "kind": "expert",
+            "note": "the source model with the lowest mean over domains"}  # fmt: skip
+
+
+def _models(subjects: Subjects, device: torch.device) -> Iterator[tuple[str, str, Callable[[], nn.Module]]]:
+    """Yield every model that lies in a folder: static merges, then controls."""
+    labels = {"self_stitch": "Self-stitch", "continued_trunk": "Trunk trained further"}
+    for root, prefix in ((subjects.merged, "merge_"), (subjects.controls, "")):
+        for folder in sorted(root.iterdir()) if root.is_dir() else ():
+            if (folder / "config.json").is_file():
+
+                def load(folder: Path = folder) -> nn.Module:
+                    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+                    model.train(False)
+                    if isinstance(model, MolForCausalLM):
+                        model.set_routing("soft")
+                    return model  # type: ignore[no-any-return]
+
+                yield f"{prefix}{folder.name}", labels.get(folder.name, f"Merge {folder.name}"), load
+
+
+def _whole_models(
+    add: Callable[..., None], single: list[Measured], params: EvaluateParams, corpus: CorpusParams, number: int
+) -> None:
+    """Add what follows from the source models' losses alone."""
+    stacked = {name: torch.stack([m.losses[name] for m in single]) for name in single[0].losses}
+    length = corpus.sequence_length
+    window = params.prompt
+    prompt_cost = baselines.by_prompt_cost(number, length, params.prompt)
+    kinds: list[tuple[str, str, str, Callable[[Tensor], Tensor], float, str]] = [
+        ("whole_model_by_prompt", "Whole model by prompt", "routing",
+         lambda x: baselines.by_prompt(x, params.prompt), prompt_cost,
+         f"the model that predicts the first {params.prompt} tokens best predicts the rest"),
+        ("ensemble_uniform", "Ensemble, uniform", "ensemble", baselines.ensemble_uniform, float(number),
+         "mean of all source models' distributions"),
+        ("ensemble_posterior", "Ensemble, posterior", "ensemble", baselines.ensemble_posterior, float(number),
+         "weights are each model's probability of all that came before"),
+        ("ensemble_window", "Ensemble, forgetting", "ensemble",
+         lambda x: baselines.ensemble_window(x, window), float(number),
+         f"weights are each model's probability of the last {window} tokens"),
+        ("oracle_sequence", "Oracle, per sequence", "oracle", baselines.oracle_sequence, 1.0,
+         "the best source model of each sequence, chosen with hindsight: no real system"),
+        ("oracle_segment", "Oracle, per segment", "oracle",
+         lambda x: baselines.oracle_segment(x, corpus.segment_length), 1.0,
+         f"the best source model of every {corpus.segment_length} tokens, chosen with hindsight: no real system"),
+    ]  # fmt: skip
+    for name, label, kind, make, cost, note in kinds:
+        losses = {text: make(values) for text, values in stacked.items()}
+        add(name, label, kind, Measured(losses, dict.fromkeys(losses, cost)), note)
+
+
+def _fused_modes(
+    add: Callable[..., None], bench: Bench, folder: Path, device: torch.device
+) -> tuple[Measured, Measured]:
+    measured: list[Measured] = []
+    for mode, label, note in (
+        ("soft", "Fused, soft", "every expert processes every token"),
+        ("hard", "Fused, hard top-1", "each token is processed by one expert, which catches up when it is entered"),
+    ):
+
+        def load(mode: str = mode) -> nn.Module:
+            model = _load_fused(folder, device)
+            model.set_routing(mode)
+            return model
+
+        measured.append(bench.measure(load))
+        add(f"fused_{mode}", label, "fused", measured[-1], note)
+    return measured[0], measured[1]
+
+
+def _curve(folder: Path) -> list[dict[str, float | None]]:
+    """Return the training curve that the fused checkpoint holds."""
+    path = folder / "training.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["curve"]
+    except (OSError, ValueError, KeyError) as error:
+        raise EvaluationError(f"{path}: no training curve ({error}); run train-adapters-and-routers") from error
+    names = ("loss", "lm", "balance", "entropy", "adapter")
+    return [
+        {"step": int(e["step"]), **{n: e.get(n, 0.0) for n in names}, "validation": e.get("validation")}
+        for e in entries
+        if "loss" in e
+    ]

@@ -1,0 +1,136 @@
+"""The systems that are compared, each as losses on the test sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mango.corpus import Sequences, token_losses
+from mango.evaluation.metrics import bits_per_byte, mean_of, nats_per_token
+from mango.evaluation.routing import RoutingTotals
+from mango.evaluation.speed import PeakMemory, relative_time
+from mango.fusion import MolForCausalLM
+
+SWITCHING = "switching"
+"""Name of the text that switches domain, beside the names of the domains."""
+
+Texts = Mapping[str, Sequences]
+
+
+@dataclass
+class Measured:
+    """One system's losses on every text, and what it cost.
+
+    Args:
+        losses: ``[sequences, length - 1]`` nats, by domain and for text that switches domain.
+        cost: tokens that experts processed on each text, in units of one expert.
+        relative_time: time of a pass over that of the trunk.
+        peak_memory_mb: memory of a loaded model and a pass.
+        totals: what routers chose on each text.
+    """
+
+    losses: dict[str, Tensor]
+    cost: dict[str, float]
+    relative_time: float | None = None
+    peak_memory_mb: float | None = None
+    totals: dict[str, RoutingTotals] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every system is measured on.
+
+    Args:
+        texts: test sequences, by domain and for text that switches domain.
+        batch_size: sequences a forward pass.
+        repeats: timed passes.
+        device: where models run.
+        trunk: the model that others are timed beside.
+    """
+
+    texts: Texts
+    batch_size: int
+    repeats: int
+    device: torch.device
+    trunk: nn.Module
+
+    def timing_batch(self) -> Tensor:
+        """Return the batch that is timed."""
+        return self.texts[SWITCHING].input_ids[: self.batch_size].to(self.device)
+
+    def measure(self, load: Callable[[], nn.Module]) -> Measured:
+        """Load a model, measure it on every text, and time it beside the trunk."""
+        memory = PeakMemory(self.device)
+        model = load()
+        batch = self.timing_batch()
+        with torch.no_grad():
+            model(input_ids=batch)
+            peak = memory.read()
+            time = relative_time(
+                lambda: model(input_ids=batch), lambda: self.trunk(input_ids=batch), self.repeats, self.device
+            )
+        if isinstance(model, MolForCausalLM):
+            measured = self._fused(model)
+        else:
+            losses = {
+                name: token_losses(model, text.input_ids, batch_size=self.batch_size)
+                for name, text in self.texts.items()
+            }
+            measured = Measured(losses, dict.fromkeys(self.texts, 1.0))
+        measured.relative_time = time
+        measured.peak_memory_mb = peak
+        return measured
+
+    def _fused(self, model: MolForCausalLM) -> Measured:
+        losses: dict[str, Tensor] = {}
+        totals: dict[str, RoutingTotals] = {}
+        for name, text in self.texts.items():
+            watched = Watched(model, RoutingTotals(model))
+            losses[name] = token_losses(watched, text.input_ids, batch_size=self.batch_size)
+            totals[name] = watched.totals
+        return Measured(losses, {name: t.cost() for name, t in totals.items()}, totals=totals)
+
+
+class Watched(nn.Module):
+    """A fused model whose routing is summed while it runs."""
+
+    def __init__(self, model: MolForCausalLM, totals: RoutingTotals) -> None:
+        super().__init__()
+        self.model = model
+        self.totals = totals
+
+    def forward(self, input_ids: Tensor) -> Any:
+        """Run the model and note what it chose."""
+        output = self.model(input_ids=input_ids)
+        self.totals.add(output, input_ids.numel())
+        return output
+
+
+def row(
+    name: str, label: str, kind: str, measured: Measured, texts: Texts, *, trunk_tokens_per_s: float, note: str = ""
+) -> dict[str, Any]:
+    """Return a system's entry in the evaluation."""
+    domains = [text for text in texts if text != SWITCHING]
+    pure = {domain: bits_per_byte(measured.losses[domain], texts[domain].num_bytes) for domain in domains}
+    mean = mean_of(pure)
+    switching = nats_per_token(measured.losses[SWITCHING])
+    time = measured.relative_time
+    return {
+        "name": name,
+        "label": label,
+        "kind": kind,
+        "pure": {domain: estimate.value for domain, estimate in pure.items()},
+        "pure_mean": mean.value,
+        "pure_se": mean.error,
+        "switching": switching.value,
+        "switching_se": switching.error,
+        "cost": sum(measured.cost[domain] for domain in domains) / len(domains),
+        "cost_switching": measured.cost[SWITCHING],
+        "tokens_per_s": None if time is None else trunk_tokens_per_s / time,
+        "peak_memory_mb": measured.peak_memory_mb,
+        "note": note,
+    }
