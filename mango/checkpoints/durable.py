@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -31,11 +32,11 @@ def write_file(path: Path | str, data: bytes | str) -> None:
     """
     path = Path(os.path.realpath(path))
     content = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.mango-tmp-{secrets.token_hex(4)}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, lock = _new_sibling(path, is_folder=False)
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fchmod(file.fileno(), _FILE_MODE)
@@ -44,6 +45,8 @@ def write_file(path: Path | str, data: bytes | str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(lock)
         sync_folder(path.parent)
 
 
@@ -82,8 +85,7 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        _remove_stale(path)
-        temporary, lock = _new_sibling(path)
+        temporary, lock = _new_sibling(path, is_folder=True)
     try:
         try:
             yield temporary
@@ -105,19 +107,15 @@ def _is_below(name: object, folder: Path) -> bool:
     return isinstance(name, str | os.PathLike) and Path(name).absolute().is_relative_to(folder)
 
 
-def _temporary_prefix(path: Path) -> str:
-    return f".{path.name}.mango-new-"
-
-
-def _try_lock(folder: Path) -> int | None:
-    """Return a descriptor that holds the lock of ``folder``, or None when another process holds it or it is gone."""
+def _try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock of ``path``, or None when another process holds it or it is gone."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_ino == folder.stat().st_ino:
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -125,24 +123,32 @@ def _try_lock(folder: Path) -> int | None:
     return None
 
 
-def _new_sibling(path: Path) -> tuple[Path, int]:
+def _new_sibling(path: Path, *, is_folder: bool) -> tuple[Path, int]:
+    """Make a hidden, locked sibling of ``path``; those that dead processes left, whose lock nobody holds, go away."""
+    prefix = f".{path.name}.mango-new-"
+    for stale in sorted(path.parent.glob(f"{glob.escape(prefix)}*")):
+        lock = _try_lock(stale)
+        if lock is not None:
+            try:
+                _remove(stale)
+            finally:
+                os.close(lock)
     while True:
-        temporary = path.with_name(_temporary_prefix(path) + secrets.token_hex(4))
-        temporary.mkdir(mode=_FOLDER_MODE)
+        temporary = path.with_name(prefix + secrets.token_hex(4))
+        if is_folder:
+            temporary.mkdir(mode=_FOLDER_MODE)
+        else:
+            temporary.touch(mode=_FILE_MODE, exist_ok=False)
         lock = _try_lock(temporary)
         if lock is not None:  # otherwise another process took it for a stale one before it was locked
             return temporary, lock
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the unfinished folders of processes that are dead: nobody holds their lock."""
-    for folder in sorted(path.parent.glob(f"{_temporary_prefix(path).replace('[', '[[]')}*")):
-        lock = _try_lock(folder)
-        if lock is not None:
-            try:
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _seal(folder: Path) -> None:

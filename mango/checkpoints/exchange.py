@@ -56,8 +56,7 @@ def take_place(new: Path, path: Path) -> None:
     Raises:
         OSError: the renames failed; ``path`` still holds the old version.
     """
-    if not path.exists():
-        new.rename(path)
+    if not path.exists() and _rename_into_free_place(new, path):
         sync_folder(path.parent)
         return
     if exchange(new, path):
@@ -73,6 +72,17 @@ def take_place(new: Path, path: Path) -> None:
         raise
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename_into_free_place(new: Path, path: Path) -> bool:
+    """Rename, and return False when another process has put its version there meanwhile."""
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def recover(path: Path) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mango.checkpoints.headers import MAX_HEADER_BYTES, read_header
 from mango.errors import CheckpointError, IntegrityError, UnsafeFileError
@@ -64,3 +66,27 @@ def test_a_file_cut_in_its_header_is_named(tmp_path: Path, raw_file: Callable[..
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(IntegrityError, match=r"model\.safetensors: (truncated|\d bytes is no safetensors)"):
         read_header(file)
+
+
+@settings(max_examples=300)
+@given(position=st.integers(0, 220), value=st.integers(0, 255), cut=st.integers(0, 60))
+def test_no_damage_to_a_header_does_more_than_a_checkpoint_error(
+    tmp_path: Path, raw_file: Callable[..., Path], position: int, value: int, cut: int
+) -> None:
+    header = {
+        "__metadata__": {"format": "pt"},
+        "a": entry(0, 8),
+        "b.c": entry(8, 48, "F16", (4, 5)),
+        "d": entry(48, 48),
+    }
+    file = raw_file(tmp_path / "model.safetensors", header, bytes(48))
+    content = bytearray(file.read_bytes())
+    content[min(position, len(content) - 1)] = value
+    file.write_bytes(content[: len(content) - cut] if cut < 3 else content)
+    message, infos = "model.safetensors", {}
+    try:
+        infos = read_header(file)
+    except CheckpointError as error:
+        message = str(error)
+    assert "model.safetensors" in message
+    assert sum(info.end - info.start for info in infos.values()) <= len(content)

@@ -111,6 +111,32 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_kept(tmp
     assert_version(tmp_path / "out", "two")
 
 
+def test_leftovers_of_a_killed_file_write_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".x.json.mango-new-00000000").write_text("half")
+    (tmp_path / ".y.json.mango-new-00000000").write_text("somebody else's")
+    write_file(tmp_path / "x.json", "whole")
+    assert entries(tmp_path) == [".y.json.mango-new-00000000", "x.json"]
+
+
+def test_many_processes_may_write_one_file_and_one_folder(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom mango.checkpoints import replace_folder, write_file\n"
+        "root, me = Path(sys.argv[1]), sys.argv[2]\n"
+        "for i in range(15):\n"
+        "    write_file(root / 'file.txt', f'{me} {i}\\n' * 500)\n"
+        "    with replace_folder(root / 'out') as new:\n"
+        "        write_file(new / 'a.txt', f'{me} {i}')\n"
+        "        write_file(new / 'deep' / 'b.txt', f'{me} {i}')\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name]) for name in "pq"]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert_version(tmp_path / "out", (tmp_path / "out" / "a.txt").read_text())
+    lines = (tmp_path / "file.txt").read_text().splitlines()
+    assert len(lines) == 500
+    assert len(set(lines)) == 1
+    assert entries(tmp_path) == ["file.txt", "out"]
+
+
 def test_without_exchange_two_renames_do_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange_module, "exchange", lambda first, second: False)
     fill(tmp_path / "out", "one")
