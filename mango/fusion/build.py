@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mango.architectures import ComponentMap
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
+from mango.fusion.agreement import check_agreement
 from mango.fusion.configuration import MolConfig
 from mango.fusion.layout import Layout, make_layout
 from mango.fusion.modeling import MolForCausalLM, source_configs
@@ -31,7 +32,8 @@ def build_fused(
 
     Raises:
         IncompatibleBlocksError: tokenizers differ, or models do not fit together.
-        ArchitectureError: the stored tensors are not all that the model needs.
+        ArchitectureError: the stored tensors are not all that the model needs, or a model's blocks do not compute on
+            their own what they compute inside it.
     """
     names = sorted({fusion.trunk, *(expert.model for expert in fusion.experts)})
     maps: dict[str, ComponentMap] = {name: store.model(name).architecture for name in names}
@@ -53,7 +55,7 @@ def build_fused(
         architectures=["MolForCausalLM"],
     )
     dtype: torch.dtype = getattr(torch, fusion.dtype)
-    weights = {name: tensor.to(dtype) for name, tensor in _weights(store, layout, maps).items()}
+    weights = _weights(store, layout, maps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.device("meta"):
@@ -67,10 +69,14 @@ def build_fused(
         if missing or surplus:
             raise ArchitectureError(f"the stored blocks do not make the model: missing {missing}, surplus {surplus}")
         model = MolForCausalLM(config)
-        nn.Module.to(model, dtype)  # the class's own `to` has no types
+        # Only what a checkpoint holds: tables of positions keep the precision that they are computed in.
+        for tensor in model.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
         _fill(model, weights)
     model.freeze_experts()
     model.train(False)
+    check_agreement(model, store)
     return model
 
 

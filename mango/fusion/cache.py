@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mango.errors import ConfigError
+from mango.fusion.routers import Selection
 from mango.fusion.runs import align_right
 from mango.fusion.shells import Body, SpanCache
 
@@ -162,22 +163,28 @@ class FusedCache(Cache):
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.mask: Tensor | None = None
-        self.sparse: bool | None = None
+        self.selection: Selection | None = None
         self.positions: dict[int, PositionMemory] = {}
         self.spans: dict[tuple[int, int], SpanMemory] = {}
         self.dense_spans: dict[tuple[int, int], SpanCache] = {}
 
-    def begin(self, sparse: bool) -> None:
+    @property
+    def sparse(self) -> bool:
+        """Whether tokens are routed sparsely."""
+        return self.selection is not None and self.selection.k is not None
+
+    def begin(self, selection: Selection) -> None:
         """Note how tokens are routed; it must stay as it is.
 
         Raises:
-            ConfigError: earlier tokens were routed the other way.
+            ConfigError: earlier tokens were routed in another way.
         """
-        if self.sparse is not None and self.sparse != sparse:
+        if self.selection is not None and self.selection != selection:
             raise ConfigError(
-                "past_key_values: the cache was filled with another routing (soft or sparse); start a new cache"
+                f"past_key_values: the cache was filled with another routing, {self.selection}, and cannot go on with "
+                f"{selection}; start a new cache"
             )
-        self.sparse = sparse
+        self.selection = selection
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of columns, padding included, that the model has seen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from mango.architectures import describe
-from mango.errors import ConfigError
+from mango.errors import CheckpointError, ConfigError
 from mango.fusion.adapters import Adapter
 from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
@@ -21,6 +22,7 @@ from mango.fusion.output import MolOutput
 from mango.fusion.params import AdapterParams, RouterParams
 from mango.fusion.registries import ROUTERS
 from mango.fusion.routers import Router, Selection
+from mango.fusion.shells import Body
 from mango.fusion.step import Step
 
 
@@ -82,6 +84,9 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
                 if len(entering) > 1
             }
         )
+        for router in self.iter_routers():
+            for chosen in (router.selection, router.training_selection):
+                self._check(chosen)
         self._override: Selection | None = None
         self._tied_weights_keys = ties
         if torch.empty(0).device.type != "meta":
@@ -105,6 +110,45 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             start(self.config.initializer_range)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | PathLike[str], *model_args: Any, **kwargs: Any
+    ) -> MolForCausalLM:
+        """Open a fused checkpoint; like every ``from_pretrained``, but no tensor may be missing or left over.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id.
+            model_args: passed on.
+            kwargs: passed on.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            CheckpointError: the tensors are not those that the configuration asks for.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        opened: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model, info = opened
+        problems: list[str] = []
+        for words, key in (
+            ("missing", "missing_keys"),
+            ("surplus", "unexpected_keys"),
+            ("misshapen", "mismatched_keys"),
+        ):
+            names = sorted(str(name) for name in info[key])
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                problems.append(f"{words} {', '.join(names[:3])}{more}")
+        if problems:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: its tensors are not those that its config.json wants: "
+                f"{'; '.join(problems)}; bring the checkpoint back or make it again"
+            )
+        return opened if wants_info else model  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the trunk's input embedding."""
@@ -133,6 +177,8 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
                 expert of each token with the router's catch-up (16 where it has none); or a selection.
         """
         if how is None or isinstance(how, Selection):
+            if how is not None:
+                self._check(how)
             self._override = how
         elif how == "soft":
             self._override = Selection()
@@ -141,6 +187,11 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             self._override = Selection(k=1, catch_up=catch_up)
         else:
             raise ConfigError(f"routing {how!r} is unknown. Known: soft, hard")
+
+    def _check(self, selection: Selection) -> None:
+        count = len(self.layout.experts)
+        if selection.k is not None and not 1 <= selection.k <= count:
+            raise ConfigError(f"router: k is {selection.k}, but there are {count} experts, the anchor among them")
 
     def iter_routers(self) -> list[Router]:
         """Return the routers in the order of their positions."""
@@ -194,12 +245,11 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
         for name in ("output_attentions", "output_hidden_states"):
             if kwargs.pop(name, False):
                 raise ConfigError(f"{name}: a fused model has several residual streams and does not return them")
-        kwargs.pop("return_dict", None)
+        as_tuple = kwargs.pop("return_dict", None) is False
         selection = self._selection()
-        sparse = selection.k is not None
         cache = self._cache(past_key_values, use_cache)
         if cache is not None:
-            cache.begin(sparse)
+            cache.begin(selection)
         past = 0 if cache is None else cache.get_seq_length()
         mask = self._mask(attention_mask, input_ids, past, cache)
         present = mask[:, past:]
@@ -207,16 +257,19 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
         position_ids = position_ids.expand(input_ids.shape[0], -1)
         step = Step(self, selection, input_ids, mask, position_ids, cache)
-        groups = step.run(self.get_input_embeddings()(input_ids), present)
+        front = self._anchor.bodies[0]
+        assert isinstance(front, Body)
+        groups = step.run(front.entrance(input_ids, position_ids), present)
         keep = logits_to_keep or input_ids.shape[1]
         logits = mix_logits([group.last(keep) for group in groups], hard=selection.k == 1)
         if cache is not None:
             cache.mask = mask
         loss = None
         if labels is not None:
-            targets = labels.masked_fill(~present, -100)
+            targets = labels.masked_fill(~present, -100)[:, -keep:]
             loss = self.loss_function(logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs)
-        return MolOutput(loss, logits, cache, tuple(step.routing), step.counts(input_ids.device))
+        output = MolOutput(loss, logits, cache, tuple(step.routing), step.counts(input_ids.device))
+        return output.to_tuple() if as_tuple else output  # type: ignore[return-value]
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> FusedCache | None:
         if given is not None and not isinstance(given, FusedCache):
@@ -224,12 +277,19 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
                 f"past_key_values: a fused model needs a mango.fusion.FusedCache, not a {type(given).__name__}; "
                 "pass none, and one is made"
             )
-        if given is not None:
-            return given
-        return FusedCache() if use_cache else None
+        wanted = given is not None or bool(use_cache)
+        if wanted and self.training and self.is_gradient_checkpointing:
+            raise ConfigError(
+                "use_cache: gradient checkpointing runs spans twice, which a cache cannot take; pass False"
+            )
+        if not wanted:
+            return None
+        return FusedCache() if given is None else given
 
     def _mask(self, attention_mask: Tensor | None, input_ids: Tensor, past: int, cache: FusedCache | None) -> Tensor:
         rows, length = input_ids.shape
+        if cache is not None and cache.mask is not None and cache.mask.shape[0] != rows:
+            raise ConfigError(f"past_key_values: the cache holds {cache.mask.shape[0]} rows, but input_ids has {rows}")
         if attention_mask is None:
             mask = torch.ones(rows, length, dtype=torch.bool, device=input_ids.device)
             return mask if cache is None or cache.mask is None else torch.cat([cache.mask, mask], 1)

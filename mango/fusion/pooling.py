@@ -54,7 +54,7 @@ class Pool:
             counted = masked * (index < self.size).unsqueeze(-1)
             total = prompt_sum.unsqueeze(1) + counted.cumsum(1)
             count = (index + 1).clamp(1, self.size).unsqueeze(-1)
-            return (total / count).float(), total[:, -1]
+            return (total / count).float(), prompt_sum + counted.sum(1)
         prefix = torch.nn.functional.pad(masked.cumsum(1), (0, 0, 1, 0))  # [rows, length + 1, width], empty sum first
         place = torch.arange(states.shape[1], device=states.device).expand_as(index)
         if self.kind == "window":

@@ -77,7 +77,7 @@ def arrive(
     index = (columns - started.unsqueeze(1) + (memory.seen - memory.valid.sum(1)).unsqueeze(1)).clamp(min=0)
     if router.pool.kind == "prompt":
         pooled, prompt_sum = router.pool(joined.states[:, num_kept:], new.valid, index[:, num_kept:], memory.prompt_sum)
-        joined.prompt_sum = prompt_sum.detach() if num_new else memory.prompt_sum
+        joined.prompt_sum = prompt_sum.detach()
     else:
         pooled, _ = router.pool(joined.states, joined.valid, index, memory.prompt_sum)
         pooled = pooled[:, num_kept:]

@@ -144,13 +144,14 @@ def choose(log_probs: Tensor, pooled: Tensor, index: Tensor, selection: Selectio
         anchor = torch.zeros_like(selected)
         anchor[..., 0] = True
         selected = torch.where((index + 1 < selection.frozen_after).unsqueeze(-1), anchor, selected)
-    probs = log_probs.exp() * selected
     if selection.k == 1:
-        weights = selected.to(probs.dtype)
+        weights = selected.to(log_probs.dtype)
         if selection.straight_through:
-            weights = weights + probs - probs.detach()
+            probs = log_probs.exp() * selected
+            weights = weights + (probs - probs.detach())  # the difference is exactly zero
     else:
-        weights = probs / probs.sum(-1, keepdim=True)
+        # A softmax over the chosen, since probabilities that are forced upon a token may be too small to divide by.
+        weights = log_probs.masked_fill(~selected, -torch.inf).softmax(-1)
     return Decision(log_probs, weights, selected, pooled)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -77,6 +77,15 @@ def _pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int
     return model
 
 
+def _without_blocks(module: nn.Module, path: str) -> nn.Module:
+    """Return a module that shares everything with `module` but has no blocks at `path`."""
+    name, _, rest = path.partition(".")
+    twin = copy(module)
+    inner = _without_blocks(module.get_submodule(name), rest) if rest else nn.ModuleList()
+    twin._modules = {**module._modules, name: inner}
+    return twin
+
+
 def _drop_before(base: nn.Module, parts: ComponentMap) -> None:
     for path in parts.before:
         module = base.get_submodule(path)
@@ -130,6 +139,19 @@ class Body(GradientCheckpointingLayer):
         self.training = mode
         self.base.train(False)
         return self
+
+    def entrance(self, ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Return what the source model hands to its first block; only for a front.
+
+        Args:
+            ids: token ids, ``[rows, length]``.
+            position_ids: true positions, ``[rows, length]``.
+
+        Returns:
+            States ``[rows, length, width]``.
+        """
+        out = _without_blocks(self.base, self._blocks_path)(input_ids=ids, position_ids=position_ids, use_cache=False)
+        return out.last_hidden_state  # type: ignore[no-any-return]
 
     def new_cache(self) -> SpanCache:
         """Return an empty cache for this span."""

@@ -76,7 +76,7 @@ class Step:
             arrived = self._arrive(position, states, present)
             weights = self._weights(position, arrived, present)
             outputs = self._run_experts(position, arrived, states)
-            entered = free
+            entered = None if free is None else free.clamp(min=0)  # a sum of shares may pass 1 by a rounding
             for place, ((expert, index), out) in enumerate(zip(self.model._entering[position], outputs, strict=True)):
                 mass = weights[..., place] if entered is None else weights[..., place] * entered
                 contribution = Contribution(expert, index, mass, out)

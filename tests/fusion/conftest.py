@@ -9,7 +9,7 @@ import torch
 
 from mango.blocks import BlockStore, extract
 from mango.checkpoints import ModelSource
-from tests.blocks.families import FAMILIES, save_model
+from tests.blocks.families import save_model
 from tests.fusion.models import SOURCES, config_named
 
 
@@ -20,17 +20,12 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a llama trunk with siblings and strangers, and of one model of each family, tied and untied."""
+    """Folders of a llama trunk with siblings and strangers."""
     root = tmp_path_factory.mktemp("sources")
     folders: dict[str, Path] = {}
     for seed, name in enumerate(SOURCES):
         family, config = config_named(name)
         folders[name] = save_model(root / name, family, seed=seed, config=config)
-    for seed, family in enumerate(FAMILIES):
-        for tied in (True, False):
-            name = f"{family}_{'tied' if tied else 'untied'}"
-            config = config_named(name)[1]
-            folders[name] = save_model(root / name, family, seed=100 + seed, config=config)
     return folders
 
 

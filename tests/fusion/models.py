@@ -29,14 +29,9 @@ def config_named(name: str) -> tuple[str, PretrainedConfig]:
         config = config_of("gpt_neox")
         config.update({"num_hidden_layers": 2, "hidden_size": 48})
         return "gpt_neox", config
-    if name in SOURCES:
-        values = config_of("llama").to_dict()
-        values.update(num_hidden_layers=4, hidden_size=32)
-        return "llama", type(config_of("llama"))(**values)
-    family, _, tied = name.rpartition("_")
-    config = config_of(family)
-    config.tie_word_embeddings = tied == "tied"
-    return family, config
+    values = config_of("llama").to_dict()
+    values.update(num_hidden_layers=4, hidden_size=32)
+    return "llama", type(config_of("llama"))(**values)
 
 
 LAYOUTS: dict[str, list[Any]] = {

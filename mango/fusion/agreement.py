@@ -1,0 +1,131 @@
+"""Whether the parts of a fused model compute what their source models compute."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from mango.architectures import ComponentMap, capture_block_calls
+from mango.architectures.meta import MODEL_FAILURES
+from mango.blocks import BlockStore
+from mango.errors import ArchitectureError
+from mango.fusion.expert import FusedExpert
+from mango.fusion.modeling import MolForCausalLM
+from mango.fusion.shells import Body, Tail
+
+NUM_TOKENS = 4
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest value, in float32; parts run the source model's own code."""
+
+_NEEDED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+
+
+@torch.no_grad()
+def check_agreement(model: MolForCausalLM, store: BlockStore) -> None:
+    """Run every span and every head on a few tokens, and compare with the source models.
+
+    Each span is run at once and in two steps with its cache, with a padded row beside a full one.
+
+    Args:
+        model: a fused model with its weights, on the CPU.
+        store: holds its source models.
+
+    Raises:
+        ArchitectureError: a part does not compute what its source model computes, so the model cannot be fused.
+    """
+    layout = model.layout
+    dtype = next(model.parameters()).dtype
+    for name in sorted({expert.source for expert in layout.experts}):
+        parts = store.model(name).architecture
+        try:
+            source = _open(store, name, dtype, str(model.config._attn_implementation))
+            trace = _Trace(source, parts)
+            for number, expert in enumerate(layout.experts):
+                fused = model.experts[number]
+                if expert.source == name and isinstance(fused, FusedExpert):
+                    for span, body in zip(expert.spans, fused.bodies, strict=True):
+                        assert isinstance(body, Body)
+                        trace.check_body(body, f"{name!r}: blocks {span.start} to {span.stop - 1}")
+                    if fused.tail is not None:
+                        assert isinstance(fused.tail, Tail)
+                        trace.check_tail(fused.tail, f"{name!r}: the final norm and head")
+        except MODEL_FAILURES as error:
+            raise ArchitectureError(
+                f"{name!r} ({parts.architecture}) cannot be fused: its blocks do not run on their own: "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            ) from error
+
+
+def _open(store: BlockStore, name: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    config = store.config(name)
+    config._attn_implementation = attention
+    parts = store.model(name).architecture
+    with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    tensors = dict(store.edge_tensors(name))
+    for index in range(parts.num_blocks):
+        prefix = parts.block_prefix(index)
+        tensors |= {f"{prefix}{key}": value for key, value in store.block_tensors(name, index).items()}
+    if parts.tied:
+        tensors[f"{parts.head}.weight"] = tensors[f"{parts.embeddings}.weight"]
+    values = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+    model.load_state_dict(values, strict=True, assign=True)
+    model.train(False)
+    return model
+
+
+class _Trace:
+    """What a source model computes on a few tokens, block by block."""
+
+    def __init__(self, source: PreTrainedModel, parts: ComponentMap) -> None:
+        base: Any = source.get_submodule(parts.base_prefix)
+        missing = [name for name in _NEEDED if name not in inspect.signature(base.forward).parameters]
+        if missing:
+            raise TypeError(f"{type(base).__name__} takes no {', '.join(missing)}")
+        length = min(NUM_TOKENS, parts.max_positions or NUM_TOKENS)
+        step = max(1, parts.vocab_size // (2 * length + 1))
+        self.ids = (torch.arange(2 * length).view(2, length) * step + 1) % parts.vocab_size
+        self.mask = torch.ones(2, length, dtype=torch.bool)
+        self.mask[1, 0] = length == 1
+        self.positions = (self.mask.long().cumsum(1) - 1).clamp(min=0)
+        logits: list[Tensor] = []
+        handle = source.register_forward_hook(lambda _module, _args, output: logits.append(output.logits))
+        calls = capture_block_calls(source, self.ids, self.mask.long(), self.positions)
+        handle.remove()
+        self.logits = logits[0]
+        self.states = [call.args[0] if call.args else call.kwargs["hidden_states"] for call in calls]
+        last = calls[-1].output
+        self.states.append(last if isinstance(last, Tensor) else last[0])
+
+    def check_body(self, body: Body, what: str) -> None:
+        inputs = self.ids if body.front else self.states[body.start]
+        wanted = self.states[body.start + body.num_blocks]
+        self._compare(body(inputs, self.mask, self.positions, None), wanted, what)
+        cache, split = body.new_cache(), inputs.shape[1] - 1
+        chunks = [slice(None, split), slice(split, None)] if split else [slice(None)]
+        steps = [
+            body(inputs[:, chunk], self.mask[:, : chunk.stop], self.positions[:, chunk], cache) for chunk in chunks
+        ]
+        self._compare(torch.cat(steps, 1), wanted, f"{what}, with a cache")
+
+    def check_tail(self, tail: Tail, what: str) -> None:
+        wanted = self.logits
+        self._compare(tail(self.states[-1].flatten(0, 1)).view_as(wanted), wanted, what)
+
+    def _compare(self, found: Tensor, wanted: Tensor, what: str) -> None:
+        found, wanted = found[self.mask].float(), wanted[self.mask].float()
+        limit = max(TOLERANCE, 8 * torch.finfo(self.logits.dtype).eps)
+        scale = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        error = float((found - wanted).abs().max() / scale)
+        if not error <= limit:
+            raise ArchitectureError(
+                f"{what} do not compute on their own what they compute inside their model: the relative difference is "
+                f"{error:.1e}, at most {limit:.0e} is wanted. The model does something between its embedding and its "
+                "blocks, or between its blocks, that a span cannot carry; it can be neither trunk nor expert"
+            )
