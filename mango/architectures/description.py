@@ -82,8 +82,14 @@ def _describe(model: PreTrainedModel) -> ComponentMap:
         before=before,
         after=after,
         head=None if head is None else _path_of(model, head, where),
-        tied=head is not None and _weight(head) is embeddings_weight,
+        tied=head is not None and _is_tied(model, head, embeddings_weight),
     )
+
+
+def _is_tied(model: PreTrainedModel, head: nn.Module, embeddings_weight: torch.Tensor) -> bool:
+    # While a model is being loaded, transformers puts off tying; what it is going to tie is known by then.
+    path = next(path for path, module in model.named_modules() if module is head)
+    return _weight(head) is embeddings_weight or f"{path}.weight" in model.all_tied_weights_keys
 
 
 def _base_prefix(model: PreTrainedModel, embeddings: str, where: str) -> str:
