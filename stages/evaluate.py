@@ -6,20 +6,18 @@ import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.run import REPORTS, Stage, run_stage
-
-if TYPE_CHECKING:
-    from mango.blocks import BlockStore
-    from stages.params import Params
+from stages.store import open_store
 
 NAME = "evaluate"
 SECTIONS = ("seed", "corpus", "evaluate")
-STORE = Path("models/blocks")
 FUSED = Path("models/fused")
 MERGED = Path("models/merged")
 CONTROLS = Path("models/controls")
+MADE_OF = ("seed", "models", "corpus", "merge", "fusion", "router", "adapter", "train", "evaluate")
+"""Sections that the figures depend on, for the report."""
 
 
 def evaluate(stage: Stage) -> Mapping[str, float]:
@@ -37,41 +35,29 @@ def evaluate(stage: Stage) -> Mapping[str, float]:
     from mango.checkpoints import write_file
     from mango.corpus import corpus_sha256
     from mango.evaluation import Subjects, evaluate_all, validate, write_report
+    from stages.params import effective
 
     params = stage.params
     stage.run.log_dataset("corpus", params.corpus.path, corpus_sha256(params.corpus.path), "test")
     evaluation = evaluate_all(
-        Subjects(FUSED, open_store(stage), MERGED, CONTROLS),
+        Subjects(FUSED, open_store(params), MERGED, CONTROLS),
         params.corpus,
         params.evaluate,
         seed=params.seed,
         device=stage.device(),
-        parameters=params.model_dump(mode="json"),
+        parameters=effective(params, MADE_OF),
         provenance=provenance(stage),
     )
     validate(evaluation)
-    write_report(evaluation, REPORTS)
+    written = write_report(evaluation, REPORTS)
+    for path in sorted((REPORTS / "plots").iterdir()):
+        if path not in written:  # a picture of an older evaluation
+            path.unlink()
     write_file(REPORTS / "evaluation.json", json.dumps(evaluation, indent=1, allow_nan=False) + "\n")
     for path in (REPORTS / "evaluation.json", REPORTS / "report.html"):
         stage.run.log_artifact(path, "report")
     stage.run.log_artifacts(REPORTS / "plots", "report/plots")
-    figures = headline_metrics(evaluation)
-    stage.run.log_headline(figures)
-    return figures
-
-
-def open_store(stage: Stage) -> BlockStore:
-    """Return the block store that the fused model was built from."""
-    from mango.blocks import BlockStore, extract
-    from mango.checkpoints import ModelSource
-    from stages.params import MERGED as MERGED_NAME
-
-    names = {stage.params.fusion.trunk, *(expert.model for expert in stage.params.fusion.experts)}
-    if MERGED_NAME not in names:
-        return BlockStore.open(STORE)
-    sources = {name: stage.params.models[name] for name in sorted(names) if name != MERGED_NAME}
-    sources[MERGED_NAME] = ModelSource(source=str(MERGED / "main"))
-    return extract(sources, CONTROLS.parent / ".evaluation" / "blocks", "reference")
+    return headline_metrics(evaluation)
 
 
 def provenance(stage: Stage) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mango.blocks import ExtractParams
 from mango.checkpoints import ModelSource
 from mango.config import Frozen, Loaded, Problem, load, near, refuse
 from mango.corpus import CorpusParams
+from mango.evaluation import EvaluateParams
 from mango.fusion import AdapterParams, FusionParams, RouterParams
 from mango.gates import GateParams
 from mango.merging import MergeParams
@@ -39,6 +40,7 @@ class Params(Frozen):
     router: RouterParams = RouterParams()
     adapter: AdapterParams = AdapterParams()
     train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
     gates: GateParams = GateParams()
     package: PackageParams = PackageParams()
 

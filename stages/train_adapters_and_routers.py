@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages.run import GATES, Stage, run_stage
-
-if TYPE_CHECKING:
-    from mango.blocks import BlockStore
-    from mango.training import Job
+from stages.store import open_store
 
 NAME = "train-adapters-and-routers"
 SECTIONS = ("seed", "corpus", "fusion", "router", "adapter", "train", "gates")
-STORE = Path("models/blocks")
-MERGED_MODEL = Path("models/merged/main")
 OUT = Path("models/fused")
 CONTROLS = Path("models/controls")
 WORK = Path("models/.training")
@@ -47,29 +41,13 @@ def train(stage: Stage) -> Mapping[str, float]:
     job = Job(params.seed, params.corpus, params.fusion, params.router, params.adapter, params.train)
     return train_all(
         job,
-        open_store(stage, job),
+        open_store(params),
         out=OUT,
         controls=CONTROLS,
         work=WORK,
         device=stage.device(),
         log=stage.run.log_metrics,
     )
-
-
-def open_store(stage: Stage, job: Job) -> BlockStore:
-    """Return the block store; where the merged model is trunk or expert, one that holds it too.
-
-    Raises:
-        CheckpointError: a stage before this one has not run.
-    """
-    from mango.blocks import BlockStore, extract
-    from mango.checkpoints import ModelSource
-    from stages.params import MERGED
-
-    if MERGED not in job.model_names():
-        return BlockStore.open(STORE)
-    sources = {name: stage.params.models[name] for name in job.model_names() if name != MERGED}
-    return extract({**sources, MERGED: ModelSource(source=str(MERGED_MODEL))}, WORK / "blocks", "reference")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_the_shipped_parameters_are_right_and_name_models_that_are_there() -> No
 
 def test_every_section_of_the_schema_is_in_the_file() -> None:
     loaded = load_with_origins(environ={})
-    assert set(loaded.document.data) | {"gates"} == set(Params.model_fields)
+    assert set(loaded.document.data) == set(Params.model_fields)
 
 
 @pytest.mark.parametrize("section", ["router", "adapter", "merge"])

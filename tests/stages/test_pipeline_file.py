@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import operator
 import re
 import subprocess
 from pathlib import Path
@@ -55,7 +57,9 @@ def test_a_stage_names_parameters_of_the_schema_and_logs_their_sections(name: st
     assert {key.split(".")[0] for key in keys} == set(
         importlib.import_module(f"stages.{name.replace('-', '_')}").SECTIONS
     )
+    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     for key in keys:
+        assert functools.reduce(operator.getitem, key.split("."), values) is not None, "DVC needs it in params.yaml"
         section, *rest = key.split(".")
         model = Params.model_fields[section].annotation
         assert not rest or rest[0] in model.model_fields
