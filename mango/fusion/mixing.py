@@ -66,21 +66,22 @@ def mix_states(
     Returns:
         States ``[rows, length, width of the trunk]``.
     """
-    total: Tensor | None = None
-    for contribution in contributions:
+    masses = torch.stack([contribution.mass for contribution in contributions])
+    some = torch.ones_like(masses[0], dtype=torch.bool)
+    if normalise:
+        # In the masses' own precision: a small one may be nothing in that of the states.
+        total = masses.sum(0)
+        some = total > 0
+        masses = masses / total.where(some, 1.0)
+    mixed: Tensor | None = None
+    for contribution, mass in zip(contributions, masses, strict=True):
         part = leave(contribution)
-        part = part * contribution.mass.unsqueeze(-1).to(part.dtype)
-        total = part if total is None else total + part
-    assert total is not None
-    if not normalise:
-        return total
-    mass = torch.stack([contribution.mass for contribution in contributions]).sum(0).unsqueeze(-1)
-    some = mass > 0
-    scale = torch.where(some, mass, torch.ones_like(mass)).to(total.dtype)
-    mixed = total / scale
-    if bool(some.all()) or before.shape != mixed.shape:
+        part = part * mass.unsqueeze(-1).to(part.dtype)
+        mixed = part if mixed is None else mixed + part
+    assert mixed is not None
+    if not normalise or before.shape != mixed.shape:
         return mixed
-    return torch.where(some, mixed, before)
+    return torch.where(some.unsqueeze(-1), mixed, before)
 
 
 def mix_logits(groups: Sequence[Group], *, hard: bool) -> Tensor:

@@ -19,6 +19,9 @@ from mango.fusion.shells import Body, Tail
 if TYPE_CHECKING:
     from mango.fusion.modeling import MolForCausalLM
 
+LEAST_SHARE = 1e-30
+"""With soft routing every token goes through every span, however small its share, since others attend to it."""
+
 
 class Step:
     """One forward pass.
@@ -69,30 +72,27 @@ class Step:
         last = layout.num_positions
         long_spans = any(span.exit - span.enter > 1 for expert in layout.experts for span in expert.spans)
         leaving: dict[int, list[Contribution]] = {}
-        # The share of each token that is not with an expert that spans several positions.
+        # The share of each token that stands at a cut, and is not with an expert that spans several positions.
         free = torch.ones(self.ids.shape, device=states.device) if long_spans else None
         real = present
         for position in range(last):
             arrived = self._arrive(position, states, present)
             weights = self._weights(position, arrived, present)
             outputs = self._run_experts(position, arrived, states)
-            entered = None if free is None else free.clamp(min=0)  # a sum of shares may pass 1 by a rounding
             for place, ((expert, index), out) in enumerate(zip(self.model._entering[position], outputs, strict=True)):
-                mass = weights[..., place] if entered is None else weights[..., place] * entered
+                mass = weights[..., place]
+                if free is not None:
+                    mass = mass * free if self.sparse else (mass * free).clamp(min=LEAST_SHARE)
                 contribution = Contribution(expert, index, mass, out)
                 leaving.setdefault(self._span(expert, index).exit, []).append(contribution)
-                if free is not None and self._span(expert, index).exit > position + 1:
-                    free = free - mass
             if position + 1 == last:
                 break
             here = leaving.pop(position + 1)
-            if free is not None:
-                for contribution in here:
-                    if self._span(contribution.expert, contribution.span).enter < position:
-                        free = free + contribution.mass
             states = mix_states(here, self._leave, states, normalise=free is not None)
-            if self.sparse and free is not None:
-                present = real & (sum(c.mass for c in here) > 0)
+            if free is not None:
+                free = torch.stack([contribution.mass for contribution in here]).sum(0)
+                if self.sparse:
+                    present = real & (free > 0)
         return self._groups(leaving[last])
 
     def _leave(self, contribution: Contribution) -> Tensor:
