@@ -102,6 +102,10 @@ def _run(name: str, work: Work, sections: Sequence[str], path: Path, assignments
     from stages.params import effective, load_params
 
     params = load_params(path, overrides=assignments)
+    if not sys.stderr.isatty():  # no bar without a terminal
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
     if settings.threads is not None:
         import torch
 

@@ -21,7 +21,7 @@ def verify(
 ) -> None:
     """Compare the text of every source with the hash that its provenance gives."""
     from mango import console
-    from mango.corpus.verification import verify_corpus
+    from mango.corpus import verify_corpus
 
     rows = verify_corpus(folder)
     console.result(console.table(rows, ["source", "licence", "documents", "bytes"]))

@@ -9,6 +9,7 @@ from mango.corpus.scoring import token_losses
 from mango.corpus.sequences import Sequences, concatenate
 from mango.corpus.switching import switching
 from mango.corpus.token_bytes import token_bytes, tokenize
+from mango.corpus.verification import verify_corpus
 
 __all__ = [
     "COLUMNS",
@@ -24,4 +25,5 @@ __all__ = [
     "token_bytes",
     "token_losses",
     "tokenize",
+    "verify_corpus",
 ]

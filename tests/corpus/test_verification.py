@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mango.corpus.verification import verify_corpus
+from mango.corpus import verify_corpus
 from mango.errors import DataError, IntegrityError
 
 SHIPPED = Path(__file__).parents[2] / "data" / "corpus"

@@ -38,7 +38,7 @@ def test_config_names_the_origin_of_every_value(
     shown = json.loads(capsys.readouterr().out)["parameters"]
     assert shown["seed"] == {"value": 7, "origin": "--set seed"}
     assert shown["router.topk.k"] == {"value": 2, "origin": "environment MANGO_PARAM__router__topk__k"}
-    assert shown["gates.corpus.min_documents"]["origin"] == "default"
+    assert shown["gates.corpus.max_text_chars"]["origin"] == "default"
     assert shown["models.base.source"]["origin"].startswith("params.yaml:")
 
 
