@@ -80,10 +80,8 @@ def sample(
     """Return a text whose tokens name the expert that the first router prefers for each of them."""
     ids = sequences.input_ids[row : row + 1]
     device = next(model.parameters()).device
-    with torch.no_grad():
-        output = model(input_ids=ids.to(device), logits_to_keep=1)
-    if output.routing:
-        routing = output.routing[0]
+    if model.iter_routers():
+        routing = model.routing_at(ids.to(device), int(next(iter(model.routers))))
         chosen = [routing.experts[i] for i in routing.log_probs[0].argmax(-1).tolist()]
     else:
         chosen = [model.layout.experts[0].name] * ids.shape[1]

@@ -122,16 +122,15 @@ def _pick_logits(groups: Sequence[Group]) -> Tensor:
     for group in groups:
         mass = group.mass.flatten()
         tokens = (mass > 0).nonzero().squeeze(1)
-        every = len(tokens) == mass.numel()
-        if not every and 0 < len(tokens) < ALIGNMENT <= mass.numel():
-            # A head that gets a few rows only runs in another kernel, whose last bit differs.
-            tokens = torch.cat([tokens, tokens[-1:].expand(ALIGNMENT - len(tokens))])
         states = group.states.flatten(0, 1)
-        # A mass of one changes no bit and, straight through, carries the gradient of its probability.
-        logits = group.tail(states if every else states[tokens])
-        logits = logits * (mass if every else mass[tokens]).unsqueeze(-1).to(logits.dtype)
-        if every:
-            return logits.view(*shape, -1)  # type: ignore[no-any-return]
+        if len(tokens) == mass.numel():
+            return group.tail(states).view(*shape, -1)  # type: ignore[no-any-return]
+        picked = tokens
+        if 0 < len(tokens) < ALIGNMENT <= mass.numel():
+            # A head that gets a few rows only runs in another kernel, whose last bit differs.
+            picked = torch.cat([tokens, tokens[-1:].expand(ALIGNMENT - len(tokens))])
+        # The mass is one. It is left out, since how sharp logits are says nothing about which expert is right.
+        logits = group.tail(states[picked])[: len(tokens)]
         if flat is None:
             flat = logits.new_zeros(mass.numel(), logits.shape[-1])
         flat = flat.index_copy(0, tokens, logits)

@@ -18,12 +18,15 @@ from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
 from mango.fusion.expert import FusedExpert
 from mango.fusion.mixing import mix_logits
-from mango.fusion.output import MolOutput
+from mango.fusion.output import MolOutput, Routing
 from mango.fusion.params import AdapterParams, RouterParams
 from mango.fusion.registries import ROUTERS
 from mango.fusion.routers import Router, Selection
 from mango.fusion.shells import Body
 from mango.fusion.step import Step
+
+TRAINED = frozenset({"routers", "inputs", "outputs"})
+"""Names of the modules that are trained; in a model of half precision too their weights are float32."""
 
 
 class MolForCausalLM(PreTrainedModel, GenerationMixin):
@@ -47,6 +50,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = set(TRAINED)  # noqa: RUF012  # declared by the base class
     _no_split_modules = ["Body", "Tail"]  # noqa: RUF012  # declared by the base class
 
     def __init__(self, config: MolConfig) -> None:
@@ -270,6 +274,22 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs)
         output = MolOutput(loss, logits, cache, tuple(step.routing), step.counts(input_ids.device))
         return output.to_tuple() if as_tuple else output  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def routing_at(self, input_ids: Tensor, position: int) -> Routing:
+        """Return what the router of a position decides, without running anything behind it.
+
+        Args:
+            input_ids: token ids, ``[rows, length]``, none of them padding.
+            position: a position with a choice.
+        """
+        mask = torch.ones_like(input_ids, dtype=torch.bool)
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        step = Step(self, self._selection(), input_ids, mask, position_ids, None)
+        front = self._anchor.bodies[0]
+        assert isinstance(front, Body)
+        step.run(front.entrance(input_ids, position_ids), mask, until=position)
+        return step.routing[-1]
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> FusedCache | None:
         if given is not None and not isinstance(given, FusedCache):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,8 +67,11 @@ class Step:
         assert isinstance(expert, FusedExpert)
         return expert
 
-    def run(self, states: Tensor, present: Tensor) -> list[Group]:
-        """Take states from the trunk's embedding to the last cut; return what ends in each head."""
+    def run(self, states: Tensor, present: Tensor, *, until: int | None = None) -> list[Group]:
+        """Take states from the trunk's embedding to the last cut; return what ends in each head.
+
+        With `until`, stop when the router of that position has decided; nothing is returned.
+        """
         layout = self.model.layout
         last = layout.num_positions
         long_spans = any(span.exit - span.enter > 1 for expert in layout.experts for span in expert.spans)
@@ -77,6 +81,8 @@ class Step:
         real = present
         for position in range(last):
             arrived = self._arrive(position, states, present)
+            if position == until:
+                return []
             weights = self._weights(position, arrived, present)
             outputs = self._run_experts(position, arrived, states)
             for place, ((expert, index), out) in enumerate(zip(self.model._entering[position], outputs, strict=True)):
@@ -144,12 +150,12 @@ class Step:
                 self._counts[key] = self.mask[:, -self.ids.shape[1] :].sum()
                 continue
             memory = arrived.memory
-            inputs = memory.ids if body.front else fused.enter(index, memory.states)
+            inputs = memory.ids if body.front else memory.states
             span_memory = None
             if self.cache is not None:
                 span_memory = self.cache.spans.setdefault(key, SpanMemory())
             picked = due[..., place]
-            out = run_sparse(body, inputs, memory.position_ids, picked, span_memory)
+            out = run_sparse(body, partial(fused.enter, index), inputs, memory.position_ids, picked, span_memory)
             outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
             self._counts[key] = picked.sum()
         if self.cache is not None:

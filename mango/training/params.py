@@ -22,7 +22,7 @@ class LossParams(Frozen):
     balance: float = Field(default=0.005, ge=0)
     entropy: float = Field(default=0.01, ge=0)
     adapter: float = Field(default=0.01, ge=0)
-    supervision: float = Field(default=0.05, ge=0)
+    supervision: float = Field(default=0.0, ge=0)
 
 
 class StartParams(Frozen):
@@ -36,7 +36,7 @@ class StartParams(Frozen):
         router_learning_rate: learning rate of that start.
     """
 
-    sequences: int = Field(default=6, ge=1)
+    sequences: int = Field(default=8, ge=1)
     ridge: float = Field(default=1e-3, gt=0)
     window: int = Field(default=32, ge=1)
     router_steps: int = Field(default=200, ge=0)

@@ -137,14 +137,13 @@ def start_routers(
             assert isinstance(router, Router)
             if params.router_steps == 0:
                 continue
-            pooled: list[Tensor] = []
-            with torch.no_grad():
-                for ids in input_ids.split(batch_size):
-                    routing = model(input_ids=ids.to(device), logits_to_keep=1).routing[place]
-                    pooled.append(routing.pooled.flatten(0, 1))
-            accuracy[position] = round(
-                _fit(router, torch.cat(pooled), targets[..., place].flatten().to(device), params), 4
+            pooled = torch.cat(
+                [
+                    model.routing_at(ids.to(device), int(position)).pooled.flatten(0, 1)
+                    for ids in input_ids.split(batch_size)
+                ]
             )
+            accuracy[position] = round(_fit(router, pooled, targets[..., place].flatten().to(device), params), 4)
     finally:
         model.set_routing(None)
     return accuracy
