@@ -74,7 +74,7 @@ class _Affine(nn.Module):
             init.zeros_(getattr(self, name))
 
     def forward(self, states: Tensor) -> Tensor:
-        return torch.addmm(self.bias, states.flatten(0, -2), self.weight).view(*states.shape[:-1], -1)
+        return torch.addmm(self.bias, states.flatten(0, -2), self.weight).view(*states.shape[:-1], self.weight.shape[1])
 
     @torch.no_grad()
     def start_from(self, weight: Tensor, bias: Tensor) -> None:

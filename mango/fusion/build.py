@@ -11,7 +11,7 @@ from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
 from mango.fusion.configuration import MolConfig
 from mango.fusion.layout import Layout, make_layout
-from mango.fusion.modeling import MolForCausalLM, source_configs
+from mango.fusion.modeling import TRAINED, MolForCausalLM, source_configs
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
 
 
@@ -61,23 +61,26 @@ def build_fused(
         with torch.device("meta"):
             skeleton = MolForCausalLM(config)
         wanted = set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys)
-        ours = {
-            n for n, _ in skeleton.named_parameters() if n.startswith("routers.") or ".inputs." in n or ".outputs." in n
-        }
-        ours |= {n for n, _ in skeleton.named_buffers() if ".inputs." in n or ".outputs." in n}
+        ours = {name for name in wanted if _is_trained(name)}
         missing, surplus = sorted(wanted - ours - set(weights)), sorted(set(weights) - wanted)
         if missing or surplus:
             raise ArchitectureError(f"the stored blocks do not make the model: missing {missing}, surplus {surplus}")
         model = MolForCausalLM(config)
         # Only what a checkpoint holds: tables of positions keep the precision that they are computed in.
-        for tensor in model.state_dict(keep_vars=True).values():
-            if tensor.is_floating_point():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point() and name not in ours:
                 tensor.data = tensor.data.to(dtype)
         _fill(model, weights)
     model.freeze_experts()
     model.train(False)
     check_agreement(model, store)
     return model
+
+
+def _is_trained(name: str) -> bool:
+    """Tell tensors of routers and adapters, ``routers.*`` and ``experts.N.inputs.*``, from those of source models."""
+    path = name.split(".")
+    return path[0] in TRAINED or (path[0] == "experts" and path[2] in TRAINED)
 
 
 @torch.no_grad()

@@ -60,8 +60,14 @@ class FusedExpert(nn.Module):
 
     def enter(self, span: int, states: Tensor) -> Tensor:
         """Bring states of the trunk to a span."""
-        return self.inputs[str(span)](states) if str(span) in self.inputs else states
+        return _adapted(self.inputs[str(span)], states) if str(span) in self.inputs else states
 
     def leave(self, span: int, states: Tensor) -> Tensor:
         """Bring states of a span to the trunk."""
-        return self.outputs[str(span)](states) if str(span) in self.outputs else states
+        return _adapted(self.outputs[str(span)], states) if str(span) in self.outputs else states
+
+
+def _adapted(adapter: nn.Module, states: Tensor) -> Tensor:
+    """Apply an adapter in its own precision; streams keep theirs."""
+    parameter = next(adapter.parameters(), states)
+    return adapter(states.to(parameter.dtype)).to(states.dtype)  # type: ignore[no-any-return]

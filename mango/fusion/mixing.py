@@ -54,6 +54,7 @@ def mix_states(
     before: Tensor,
     *,
     normalise: bool,
+    straight_through: bool = False,
 ) -> Tensor:
     """Return ``sum_e m_e * A_out,e(states_e)``, over the sum of the masses if `normalise`.
 
@@ -62,6 +63,8 @@ def mix_states(
         leave: applies the output adapter of a contribution.
         before: the states before; tokens that nothing leaves for keep theirs.
         normalise: whether the masses may sum to less than one.
+        straight_through: whether a mass is a choice, so that its gradient is that of a factor and not of a share;
+            the share of a single choice is one, whatever its probability.
 
     Returns:
         States ``[rows, length, width of the trunk]``.
@@ -72,7 +75,7 @@ def mix_states(
         # In the masses' own precision: a small one may be nothing in that of the states.
         total = masses.sum(0)
         some = total > 0
-        masses = masses / total.where(some, 1.0)
+        masses = masses / (total.detach() if straight_through else total).where(some, 1.0)
     mixed: Tensor | None = None
     for contribution, mass in zip(contributions, masses, strict=True):
         part = leave(contribution)

@@ -270,7 +270,10 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             cache.mask = mask
         loss = None
         if labels is not None:
-            targets = labels.masked_fill(~present, -100)[:, -keep:]
+            # Neither is padding predicted, nor is anything predicted from padding.
+            counted = present.clone()
+            counted[:, 1:] &= present[:, :-1]
+            targets = labels.masked_fill(~counted, -100)[:, -keep:]
             loss = self.loss_function(logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs)
         output = MolOutput(loss, logits, cache, tuple(step.routing), step.counts(input_ids.device))
         return output.to_tuple() if as_tuple else output  # type: ignore[return-value]
@@ -298,7 +301,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
                 "pass none, and one is made"
             )
         wanted = given is not None or bool(use_cache)
-        if wanted and self.training and self.is_gradient_checkpointing:
+        if wanted and self.training and any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Body)):
             raise ConfigError(
                 "use_cache: gradient checkpointing runs spans twice, which a cache cannot take; pass False"
             )

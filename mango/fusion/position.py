@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,13 +98,21 @@ def to_process(arrival: Arrival, catch_up: int) -> Tensor:
     return due
 
 
-def run_sparse(body: Body, inputs: Tensor, position_ids: Tensor, picked: Tensor, memory: SpanMemory | None) -> Tensor:
+def run_sparse(
+    body: Body,
+    enter: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    position_ids: Tensor,
+    picked: Tensor,
+    memory: SpanMemory | None,
+) -> Tensor:
     """Run a span on the picked tokens only.
 
     The span's attention sees the tokens that it has processed and nothing else.
 
     Args:
         body: the span.
+        enter: brings what is picked of `inputs` to the span.
         inputs: ids ``[rows, length]`` or states ``[rows, length, width]``.
         position_ids: true positions, ``[rows, length]``.
         picked: the tokens to process, ``[rows, length]``, each row's in order.
@@ -115,8 +124,7 @@ def run_sparse(body: Body, inputs: Tensor, position_ids: Tensor, picked: Tensor,
     num_rows = picked.shape[0]
     rows = picked.any(1).nonzero().squeeze(1)
     if len(rows) == 0:
-        dtype = inputs.dtype if inputs.is_floating_point() else next(body.base.parameters()).dtype
-        return torch.zeros(*picked.shape, body.width, dtype=dtype, device=picked.device)
+        return torch.zeros(*picked.shape, body.width, dtype=next(body.base.parameters()).dtype, device=picked.device)
     every = len(rows) == num_rows
     if not every:
         inputs, position_ids, picked = inputs[rows], position_ids[rows], picked[rows]
@@ -128,7 +136,7 @@ def run_sparse(body: Body, inputs: Tensor, position_ids: Tensor, picked: Tensor,
         cache, cached = memory.load(body, rows)
         if cached is not None:
             mask = torch.cat([cached, mask], 1)
-    out = runs.put(body(runs.pick(inputs), mask, runs.pick(position_ids), cache))
+    out = runs.put(body(enter(runs.pick(inputs)), mask, runs.pick(position_ids), cache))
     if memory is not None and cache is not None:
         memory.store(cache, mask, rows, num_rows)
     if every:

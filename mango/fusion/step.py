@@ -94,12 +94,16 @@ class Step:
             if position + 1 == last:
                 break
             here = leaving.pop(position + 1)
-            states = mix_states(here, self._leave, states, normalise=free is not None)
+            states = self._mix(here, states, normalise=free is not None)
             if free is not None:
                 free = torch.stack([contribution.mass for contribution in here]).sum(0)
                 if self.sparse:
                     present = real & (free > 0)
         return self._groups(leaving[last])
+
+    def _mix(self, contributions: list[Contribution], before: Tensor, *, normalise: bool) -> Tensor:
+        single = self.selection.k == 1
+        return mix_states(contributions, self._leave, before, normalise=normalise, straight_through=single)
 
     def _leave(self, contribution: Contribution) -> Tensor:
         return self._expert(contribution.expert).leave(contribution.span, contribution.states)
@@ -179,6 +183,6 @@ class Step:
                 groups.append(Group(tail, members[0].mass, members[0].states))
                 continue
             mass = torch.stack([member.mass for member in members]).sum(0)
-            mixed = mix_states(members, self._leave, members[0].states, normalise=True)
+            mixed = self._mix(members, members[0].states, normalise=True)
             groups.append(Group(tail, mass, mixed))
         return groups
