@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mango.architectures import ComponentMap, capture_block_calls
@@ -44,7 +44,7 @@ def check_agreement(model: MolForCausalLM, store: BlockStore) -> None:
     for name in sorted({expert.source for expert in layout.experts}):
         parts = store.model(name).architecture
         try:
-            source = _open(store, name, dtype, str(model.config._attn_implementation))
+            source = _open(store, name, dtype, model.config.source_config(name))
             trace = _Trace(source, parts)
             for number, expert in enumerate(layout.experts):
                 fused = model.experts[number]
@@ -62,9 +62,7 @@ def check_agreement(model: MolForCausalLM, store: BlockStore) -> None:
             ) from error
 
 
-def _open(store: BlockStore, name: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    config = store.config(name)
-    config._attn_implementation = attention
+def _open(store: BlockStore, name: str, dtype: torch.dtype, config: PretrainedConfig) -> PreTrainedModel:
     parts = store.model(name).architecture
     with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
@@ -99,15 +97,24 @@ class _Trace:
         calls = capture_block_calls(source, self.ids, self.mask.long(), self.positions)
         handle.remove()
         self.logits = logits[0]
+        if length > 2 and self._same_elsewhere(source):
+            raise TypeError(f"{type(base).__name__} does not place tokens where position_ids say")
         self.states = [call.args[0] if call.args else call.kwargs["hidden_states"] for call in calls]
         last = calls[-1].output
         self.states.append(last if isinstance(last, Tensor) else last[0])
+
+    def _same_elsewhere(self, source: PreTrainedModel) -> bool:
+        """Tell whether the last token does not notice that it stands further from those before it."""
+        moved = self.positions.clone()
+        moved[:, -1] += 1
+        logits = source(input_ids=self.ids, attention_mask=self.mask.long(), position_ids=moved, use_cache=False).logits
+        return bool(logits[:, -1].equal(self.logits[:, -1]))
 
     def check_body(self, body: Body, what: str) -> None:
         inputs = self.ids if body.front else self.states[body.start]
         wanted = self.states[body.start + body.num_blocks]
         self._compare(body(inputs, self.mask, self.positions, None), wanted, what)
-        cache, split = body.new_cache(), inputs.shape[1] - 1
+        cache, split = body.new_cache(), inputs.shape[1] // 2
         chunks = [slice(None, split), slice(split, None)] if split else [slice(None)]
         steps = [
             body(inputs[:, chunk], self.mask[:, : chunk.stop], self.positions[:, chunk], cache) for chunk in chunks

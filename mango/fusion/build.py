@@ -49,9 +49,9 @@ def build_fused(
         vocab_size=maps[fusion.trunk].vocab_size,
         hidden_size=maps[fusion.trunk].width,
         max_position_embeddings=min(maps[n].max_positions or 2**31 for n in names),
-        bos_token_id=text.bos_token_id,
-        eos_token_id=text.eos_token_id,
-        pad_token_id=text.pad_token_id,
+        bos_token_id=getattr(text, "bos_token_id", None),
+        eos_token_id=getattr(text, "eos_token_id", None),
+        pad_token_id=getattr(text, "pad_token_id", None),
         architectures=["MolForCausalLM"],
     )
     dtype: torch.dtype = getattr(torch, fusion.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mango.errors import ConfigError
 from mango.fusion.layout import Layout
@@ -82,5 +83,9 @@ class MolConfig(PretrainedConfig):
         if kind not in CONFIG_MAPPING:
             raise ConfigError(f"config.json: sources.{name}: the installed transformers has no model type {kind!r}")
         config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values)
-        config._attn_implementation = self._attn_implementation
+        wanted = self._attn_implementation
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        if wanted == "sdpa" and not getattr(model_class, "_supports_sdpa", True):
+            wanted = "eager"  # as it has when it is opened on its own
+        config._attn_implementation = wanted
         return config

@@ -37,14 +37,14 @@ class SpanCache(Cache):
 
 
 class _Zeros(nn.Module):
-    """Stands for an embedding whose output is replaced before the first block."""
+    """Stands for an embedding whose output is replaced before the first block, whatever it is looked up with."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
     def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.zeros(*ids.shape, self.width, device=ids.device)
+        return torch.zeros(1, 1, self.width, device=ids.device)
 
 
 def _set(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -73,7 +73,7 @@ def _pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int
     for part in {id(c): c for c in (own, model.config, getattr(base, "config", own))}.values():
         if getattr(part, "layer_types", None):
             part.layer_types = list(part.layer_types)[start:stop]
-        part.num_hidden_layers = stop - start
+        part.num_hidden_layers = max(1, stop - start)  # some divide by it
     return model
 
 
