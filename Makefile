@@ -43,6 +43,7 @@ docs: $(STAMP)  ## write the parameter reference from the schemas, and check lin
 lock:  ## write constraints.txt anew from the newest releases
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade pip
 	build/lock/bin/python -m pip install --quiet 'torch==$(TORCH)' '.[dev]'
 	( echo '# The versions that are tested together; written by `make lock`.' && \
 	  build/lock/bin/python -m pip freeze --all --exclude mango-compose --exclude pip | sed -E 's/\+cpu$$//' ) > build/constraints.txt
