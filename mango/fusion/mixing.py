@@ -11,6 +11,9 @@ from torch import Tensor
 from mango.fusion.runs import ALIGNMENT
 from mango.fusion.shells import Tail
 
+IGNORED = -100
+"""Label of tokens that do not count."""
+
 
 @dataclass(frozen=True)
 class Contribution:
@@ -139,3 +142,29 @@ def _pick_logits(groups: Sequence[Group]) -> Tensor:
         flat = flat.index_copy(0, tokens, logits)
     assert flat is not None
     return flat.view(*shape, -1)
+
+
+def mix_losses(groups: Sequence[Group], targets: Tensor, *, hard: bool) -> Tensor:
+    """Return ``-log sum_e m_e softmax(head_e(states_e))[target]``, without building the mixture over the vocabulary.
+
+    Args:
+        groups: what ends in each head.
+        targets: the token that each place predicts, ``[rows, length]``; -100 where none is wanted.
+        hard: whether each token has exactly one group.
+
+    Returns:
+        Losses in nats, float32 ``[rows, length]``; zero where no target is wanted.
+    """
+    if hard or len(groups) == 1:
+        logits = mix_logits(groups, hard=hard)
+        return _cross_entropy(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
+    parts: list[Tensor] = []
+    for group in groups:
+        losses = _cross_entropy(group.tail(group.states.flatten(0, 1)), targets.flatten()).view(targets.shape)
+        parts.append(group.mass.float().clamp(min=torch.finfo(torch.float32).tiny).log() - losses)
+    mixed = -torch.logsumexp(torch.stack(parts), 0)
+    return mixed.masked_fill(targets == IGNORED, 0.0)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")

@@ -17,7 +17,7 @@ from mango.fusion.adapters import Adapter
 from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
 from mango.fusion.expert import FusedExpert
-from mango.fusion.mixing import mix_logits
+from mango.fusion.mixing import IGNORED, mix_logits, mix_losses
 from mango.fusion.output import MolOutput, Routing
 from mango.fusion.params import AdapterParams, RouterParams
 from mango.fusion.registries import ROUTERS
@@ -152,6 +152,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{pretrained_model_name_or_path}: its tensors are not those that its config.json wants: "
                 f"{'; '.join(problems)}; bring the checkpoint back or make it again"
             )
+        model.freeze_experts()  # loading makes new parameters
         return opened if wants_info else model  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -223,6 +224,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         inputs_embeds: Tensor | None = None,
+        losses_only: bool = False,
         **kwargs: Any,
     ) -> MolOutput:
         """Run the fused model.
@@ -236,6 +238,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             labels: token ids to predict, ``[rows, length]``; -100 and padding do not count.
             logits_to_keep: with a number, logits of the last so many tokens only.
             inputs_embeds: refused, since every expert has an embedding of its own.
+            losses_only: with labels, return losses and no logits, at less work and memory.
             kwargs: passed to the loss function.
 
         Returns:
@@ -264,18 +267,25 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
         front = self._anchor.bodies[0]
         assert isinstance(front, Body)
         groups = step.run(front.entrance(input_ids, position_ids), present)
-        keep = logits_to_keep or input_ids.shape[1]
-        logits = mix_logits([group.last(keep) for group in groups], hard=selection.k == 1)
+        hard = selection.k == 1
         if cache is not None:
             cache.mask = mask
+        targets = None if labels is None else _targets(labels, present)
+        routing, counts = tuple(step.routing), step.counts(input_ids.device)
+        if losses_only:
+            if targets is None:
+                raise ConfigError("losses_only: there are no labels")
+            losses = mix_losses(groups, torch.nn.functional.pad(targets[:, 1:], (0, 1), value=IGNORED), hard=hard)
+            total = losses.sum() / kwargs.get("num_items_in_batch", (targets[:, 1:] != IGNORED).sum())
+            return MolOutput(total, None, cache, routing, counts, losses[:, :-1])
+        keep = logits_to_keep or input_ids.shape[1]
+        logits = mix_logits([group.last(keep) for group in groups], hard=hard)
         loss = None
-        if labels is not None:
-            # Neither is padding predicted, nor is anything predicted from padding.
-            counted = present.clone()
-            counted[:, 1:] &= present[:, :-1]
-            targets = labels.masked_fill(~counted, -100)[:, -keep:]
-            loss = self.loss_function(logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs)
-        output = MolOutput(loss, logits, cache, tuple(step.routing), step.counts(input_ids.device))
+        if targets is not None:
+            loss = self.loss_function(
+                logits=logits, labels=targets[:, -keep:], vocab_size=self.config.vocab_size, **kwargs
+            )
+        output = MolOutput(loss, logits, cache, routing, counts)
         return output.to_tuple() if as_tuple else output  # type: ignore[return-value]
 
     @torch.no_grad()
@@ -334,6 +344,13 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             self._cache(given, True)
         elif generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = FusedCache()
+
+
+def _targets(labels: Tensor, present: Tensor) -> Tensor:
+    """Return labels without those that do not count: padding is not predicted, and nothing is predicted from it."""
+    counted = present.clone()
+    counted[:, 1:] &= present[:, :-1]
+    return labels.masked_fill(~counted, IGNORED)
 
 
 def source_configs(configs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

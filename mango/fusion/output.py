@@ -36,10 +36,12 @@ class MolOutput(ModelOutput):
 
     Args:
         loss: language-modelling loss, when labels were given.
-        logits: ``[rows, length, vocabulary]``.
+        logits: ``[rows, length, vocabulary]``; None when only losses were wanted.
         past_key_values: the cache, when one is used.
         routing: what happened at each position with a choice.
         processed: for each span in the order of :attr:`MolForCausalLM.spans`, the tokens that it processed, int64.
+        token_losses: when only losses were wanted, the loss of token t + 1 in nats, float32 ``[rows, length - 1]``; zero
+            where it does not count.
     """
 
     loss: Tensor | None = None
@@ -47,3 +49,4 @@ class MolOutput(ModelOutput):
     past_key_values: Cache | None = None
     routing: tuple[Routing, ...] | None = None
     processed: Tensor | None = None
+    token_losses: Tensor | None = None
