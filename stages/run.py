@@ -105,7 +105,7 @@ def _run(name: str, work: Work, sections: Sequence[str], path: Path, assignments
     if not sys.stderr.isatty():  # no bar without a terminal
         from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.threads is not None:
         import torch
 

@@ -166,7 +166,7 @@ NOTES = {
 
 def _load_fused(folder: Path, device: torch.device) -> MolForCausalLM:
     model = MolForCausalLM.from_pretrained(folder, dtype="auto")
-    model.to(device)
+    nn.Module.to(model, device)  # the class's own `to` has no types
     model.train(False)
     return model
 
@@ -185,11 +185,12 @@ def _models(subjects: Subjects, device: torch.device) -> Iterator[tuple[str, str
             if (folder / "config.json").is_file():
 
                 def load(folder: Path = folder) -> nn.Module:
-                    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+                    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+                    nn.Module.to(model, device)
                     model.train(False)
                     if isinstance(model, MolForCausalLM):
                         model.set_routing("soft")
-                    return model  # type: ignore[no-any-return]
+                    return model
 
                 yield f"{prefix}{folder.name}", labels.get(folder.name, f"Merge {folder.name}"), load
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def start_adapters(
     trunk = None
     fits: dict[str, float] = {}
     for number, expert in enumerate(layout.experts):
-        parts = model.experts[number]
+        parts: Any = model.experts[number]
         jobs: list[tuple[str, Adapter, int, int, bool]] = []
         for index, span in enumerate(expert.spans):
             for kind, adapters in (("in", parts.inputs), ("out", parts.outputs)):
@@ -158,7 +159,7 @@ def _fit(router: Router, pooled: Tensor, targets: Tensor, params: StartParams) -
         for _ in range(params.router_steps):
             loss = torch.nn.functional.cross_entropy(router.scores(pooled) / temperature, targets)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():

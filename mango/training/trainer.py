@@ -48,7 +48,7 @@ class FusedTrainer(Trainer):
         targets = inputs.pop("targets", None)
         if num_items_in_batch is not None:
             inputs["num_items_in_batch"] = num_items_in_batch
-        output: MolOutput = model(**inputs)
+        output: MolOutput = model(**inputs, losses_only=True)
         assert output.loss is not None
         if not model.training:
             return (output.loss, output) if return_outputs else output.loss
@@ -106,6 +106,7 @@ class FusedTrainer(Trainer):
         if self.optimizer is None:
             params = self.train_params
             groups: dict[str, list[nn.Parameter]] = {"adapters": [], "routers": []}
+            assert self.model is not None
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     groups["routers" if name.startswith("routers.") else "adapters"].append(parameter)
@@ -124,7 +125,7 @@ _WANTED = ("loss", "lm", "balance", "entropy", "adapter", "supervision", "grad_n
 _RENAMED = {"eval_loss": "validation"}
 
 
-class MetricsLog(TrainerCallback):  # type: ignore[misc]
+class MetricsLog(TrainerCallback):
     """Hands every logged number on, and keeps the curve.
 
     Args:
@@ -164,7 +165,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         return values
 
 
-class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+class WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint as complete once all of it is on disk.
 
     Args:
@@ -176,6 +177,7 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the mark, last."""
+        assert args.output_dir is not None
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         for path in sorted(folder.rglob("*")):
             if path.is_file():
