@@ -18,8 +18,8 @@ class EvaluateParams(Frozen):
         speed_repeats: timed passes of each system, each beside one of the trunk.
     """
 
-    sequences: int = Field(default=12, ge=2)
-    switching_sequences: int = Field(default=24, ge=2)
+    sequences: int = Field(default=8, ge=2)
+    switching_sequences: int = Field(default=16, ge=2)
     batch_size: int = Field(default=4, ge=1)
     prompt: int = Field(default=32, ge=1)
     speed_repeats: int = Field(default=3, ge=1)

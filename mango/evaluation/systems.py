@@ -103,11 +103,11 @@ class Watched(nn.Module):
         self.model = model
         self.totals = totals
 
-    def forward(self, input_ids: Tensor) -> Any:
-        """Run the model and note what it chose."""
-        output = self.model(input_ids=input_ids)
+    def token_losses(self, input_ids: Tensor) -> Tensor:
+        """Return the loss of each token, ``[rows, length - 1]``, and note what routers chose."""
+        output = self.model(input_ids=input_ids, labels=input_ids, losses_only=True)
         self.totals.add(output, input_ids.numel())
-        return output
+        return output.token_losses  # type: ignore[no-any-return]
 
 
 def row(

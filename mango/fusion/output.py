@@ -40,7 +40,7 @@ class MolOutput(ModelOutput):
         past_key_values: the cache, when one is used.
         routing: what happened at each position with a choice.
         processed: for each span in the order of :attr:`MolForCausalLM.spans`, the tokens that it processed, int64.
-        token_losses: when only losses were wanted, the loss of token t + 1 in nats, float32 ``[rows, length - 1]``; zero
+        token_losses: when only losses were wanted, that of token t + 1 in nats, float32 ``[rows, length - 1]``; zero
             where it does not count.
     """
 

@@ -54,7 +54,7 @@ class ControlParams(Frozen):
 
     self_stitch: bool = True
     continued_trunk: bool = True
-    trunk_learning_rate: float = Field(default=1e-3, gt=0)
+    trunk_learning_rate: float = Field(default=5e-4, gt=0)
 
 
 class TrainParams(Frozen):
@@ -81,7 +81,7 @@ class TrainParams(Frozen):
         controls: models that are trained beside the fused one.
     """
 
-    steps: int = Field(default=40, ge=0)
+    steps: int = Field(default=30, ge=0)
     batch_size: int = Field(default=4, ge=1)
     accumulation: int = Field(default=1, ge=1)
     switching_share: float = Field(default=0.5, ge=0, le=1)
