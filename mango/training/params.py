@@ -36,7 +36,7 @@ class StartParams(Frozen):
         router_learning_rate: learning rate of that start.
     """
 
-    sequences: int = Field(default=8, ge=1)
+    sequences: int = Field(default=6, ge=1)
     ridge: float = Field(default=1e-3, gt=0)
     window: int = Field(default=32, ge=1)
     router_steps: int = Field(default=200, ge=0)
@@ -64,7 +64,8 @@ class TrainParams(Frozen):
         steps: optimizer steps.
         batch_size: sequences a step and device.
         accumulation: steps whose gradients are added up before one is taken.
-        switching_share: share of the training sequences that switch domain.
+        switching_share: share of the training sequences that switch domain; a router that decides once a sequence is
+            trained on none of them.
         adapter_learning_rate: peak learning rate of adapters.
         router_learning_rate: peak learning rate of routers.
         weight_decay: of adapters and routers.
@@ -81,12 +82,12 @@ class TrainParams(Frozen):
         controls: models that are trained beside the fused one.
     """
 
-    steps: int = Field(default=30, ge=0)
-    batch_size: int = Field(default=4, ge=1)
+    steps: int = Field(default=40, ge=0)
+    batch_size: int = Field(default=2, ge=1)
     accumulation: int = Field(default=1, ge=1)
     switching_share: float = Field(default=0.5, ge=0, le=1)
     adapter_learning_rate: float = Field(default=2e-3, gt=0)
-    router_learning_rate: float = Field(default=5e-3, gt=0)
+    router_learning_rate: float = Field(default=1e-2, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)

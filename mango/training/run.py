@@ -17,7 +17,17 @@ from mango import console
 from mango.blocks import BlockStore, load_source
 from mango.checkpoints import copy_tokenizer, replace_folder, write_file
 from mango.corpus import CorpusParams, Sequences, corpus_sha256
-from mango.fusion import AdapterParams, FusionParams, MolForCausalLM, RouterParams, build_fused, make_layout
+from mango.errors import TrainingError
+from mango.fusion import (
+    ROUTERS,
+    AdapterParams,
+    FusionParams,
+    MolForCausalLM,
+    Router,
+    RouterParams,
+    build_fused,
+    make_layout,
+)
 from mango.training.controls import continue_trunk, save_ordinary, self_stitch
 from mango.training.data import TokenDataset, mixture
 from mango.training.params import TrainParams
@@ -56,6 +66,27 @@ class Job:
         text = json.dumps([what, self.seed, sections, models, corpus_sha256(self.corpus.path)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def decides_once(self) -> bool:
+        """Return whether the router decides once a sequence, from its first tokens."""
+        return self._untrained_router().pool.kind == "prompt"
+
+    def check(self) -> None:
+        """Refuse a training in which a router would get no gradient.
+
+        Raises:
+            TrainingError: routers choose one expert in training, and nothing supervises them.
+        """
+        if self._untrained_router().training_selection.k == 1 and not self.train.losses.supervision:
+            raise TrainingError(
+                f"train.losses.supervision: 0, but router.{self.router.type} is trained on one expert a token, and the "
+                "loss says nothing about the others: set it above 0, or train the router softly"
+            )
+
+    def _untrained_router(self) -> Router:
+        make: Any = ROUTERS[self.router.type]
+        router: Router = make(1, len(self.fusion.experts) + 1, self.router.chosen())
+        return router
+
     def model_names(self) -> list[str]:
         """Return the names of the models that are fused."""
         return sorted({self.fusion.trunk, *(expert.model for expert in self.fusion.experts)})
@@ -90,12 +121,13 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
     """Draw sequences, and run every source model on the calibration text."""
     train = job.train
     per_step = train.batch_size * train.accumulation
+    share = 0.0 if job.decides_once() else train.switching_share
     sequences = mixture(
         job.corpus,
         "train",
         tokenizer,
         num_sequences=train.steps * per_step,
-        switching_share=train.switching_share,
+        switching_share=share,
         seed=job.seed,
     )
     domains = len(job.corpus.domains) or len(sequences.domains)
@@ -104,7 +136,7 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
         "train",
         tokenizer,
         num_sequences=2 * train.start.sequences * domains,
-        switching_share=0.5,
+        switching_share=share and 0.5,
         seed=job.seed + 1,
     )
     validation = mixture(
@@ -255,6 +287,7 @@ def train_all(
     Returns:
         Headline numbers.
     """
+    job.check()
     trunk = job.fusion.trunk
     tokenizer_folder = store.tokenizer_folder(trunk)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
