@@ -1,0 +1,97 @@
+"""Write docs/results/README.md from the JSON files beside it, which benchmarks/fusion.py makes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+INTRODUCTION = """# Results on the tiny models
+
+Written by `python benchmarks/tables.py` from the JSON files in this folder; each of them names the command that made it.
+Pure text is in bits per byte, averaged over the test split of four domains; text that switches domain every 128 tokens is
+in nats per token; cost is tokens that experts really processed, in units of one expert that processes every token. A
+figure is the mean over the seeds with its standard error; seeds change training text, start, and the test sequences that
+are drawn. The source models are the same for all seeds.
+"""
+
+ABLATIONS = {
+    "bottleneck": "bottleneck adapters",
+    "catch0": "no catch-up: an expert sees only what was routed to it",
+    "cut": "the GPT-2 stranger cut into two spans, with ridge-started adapters",
+    "simple": "`simple` router: one decision a sequence, from its first 32 tokens, trained on pure sequences",
+    "sparse": "trained under sparse top-1 semantics, routers supervised",
+}
+
+
+def pair(value: list[float] | None, digits: int = 3) -> str:
+    """Return a mean with its standard error."""
+    return "-" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+
+
+def systems_table(result: dict[str, Any]) -> list[str]:
+    """Return the rows of all systems, and how far they are from the fused model in standard errors."""
+    lines = [
+        "| system | pure | switching | cost, pure | cost, switching | pure: behind fused soft, in standard errors |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in result["summary"]["systems"].items():
+        mean, error = entry["pure_mean_minus_fused_soft"]
+        behind = "" if name == "fused_soft" else f"{mean:+.3f}" + (f" ({mean / error:+.0f})" if error else "")
+        cells = [
+            entry["label"],
+            *(pair(entry[k]) for k in ("pure_mean", "switching", "cost", "cost_switching")),
+            behind,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def headline_lines(result: dict[str, Any]) -> list[str]:
+    """Return the headline figures as a list."""
+    words = {
+        "gap_closed_soft": "share of the gap from trunk to per-sequence oracle that is closed on pure text, soft",
+        "gap_closed_hard": "the same, hard top-1 with catch-up",
+        "switching_hard_minus_posterior_ensemble": "hard top-1 minus posterior-weighted ensemble, switching text, nats",
+        "cost_hard_switching": "tokens processed by hard top-1 on switching text, in units of one expert",
+        "beats_every_static_merge": "both modes beat every static merge, on both kinds of text, for every seed",
+        "beats_self_stitch": "both modes beat self-stitch, on both kinds of text, for every seed",
+    }
+    out = []
+    for key, text in words.items():
+        value = result["summary"]["headline"].get(key)
+        if value is not None:
+            out.append(f"- {text}: **{('yes' if value else 'no') if isinstance(value, bool) else pair(value)}**")
+    return out
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("docs/results"))
+    folder: Path = parser.parse_args().folder
+    main_result = json.loads((folder / "fusion.json").read_text())
+    lines = [INTRODUCTION, "## The default", ""]
+    lines += [f"`{main_result['command']}` on {main_result['device']}, torch {main_result['torch']}.", ""]
+    lines += [*headline_lines(main_result), "", *systems_table(main_result), ""]
+    lines += ["## What a change does", ""]
+    lines += ["| change | soft, pure | hard, pure | soft, switching | hard, switching | hard cost, switching |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for name, text in {"fusion": "none", **ABLATIONS}.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            systems = json.loads(path.read_text())["summary"]["systems"]
+            soft, hard = systems["fused_soft"], systems["fused_hard"]
+            cells = [soft["pure_mean"], hard["pure_mean"], soft["switching"], hard["switching"], hard["cost_switching"]]
+            lines.append("| " + " | ".join([text, *map(pair, cells)]) + " |")
+    lines += ["", "Commands:", ""]
+    for name in ABLATIONS:
+        path = folder / f"{name}.json"
+        if path.is_file():
+            lines.append(f"- {name}: `{json.loads(path.read_text())['command']}`")
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
