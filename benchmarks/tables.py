@@ -9,11 +9,11 @@ from typing import Any
 
 INTRODUCTION = """# Results on the tiny models
 
-Written by `python benchmarks/tables.py` from the JSON files in this folder; each of them names the command that made it.
-Pure text is in bits per byte, averaged over the test split of four domains; text that switches domain every 128 tokens is
-in nats per token; cost is tokens that experts really processed, in units of one expert that processes every token. A
-figure is the mean over the seeds with its standard error; seeds change training text, start, and the test sequences that
-are drawn. The source models are the same for all seeds.
+Written by `python benchmarks/tables.py` from the JSON files in this folder; each names the command that made it. Pure
+text is in bits per byte, averaged over the test split of four domains; text that switches domain every 128 tokens is in
+nats per token; cost is tokens that experts really processed, in units of one expert that processes every token. A figure
+is the mean over the seeds with its standard error; seeds change training text, start, and the test sequences that are
+drawn. The source models are the same for all seeds.
 """
 
 ABLATIONS = {
@@ -66,6 +66,19 @@ def headline_lines(result: dict[str, Any]) -> list[str]:
     return out
 
 
+def data_matched(path: Path) -> list[str]:
+    """Return the section on a trunk that got the experts' training itself."""
+    if not path.is_file():
+        return []
+    result = json.loads(path.read_text())
+    lines = ["## The trunk, given the experts' own training", ""]
+    lines += [f"`{result['command']}` on {result['device']}: the base, trained further on all domains together.", ""]
+    lines += ["| steps | pure | switching |", "|---|---|---|"]
+    for name, entry in result["summary"].items():
+        lines.append(f"| {name} | {pair(entry['pure_mean'])} | {pair(entry['switching'])} |")
+    return [*lines, ""]
+
+
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -75,6 +88,7 @@ def main() -> None:
     lines = [INTRODUCTION, "## The default", ""]
     lines += [f"`{main_result['command']}` on {main_result['device']}, torch {main_result['torch']}.", ""]
     lines += [*headline_lines(main_result), "", *systems_table(main_result), ""]
+    lines += data_matched(folder / "data_matched.json")
     lines += ["## What a change does", ""]
     lines += ["| change | soft, pure | hard, pure | soft, switching | hard, switching | hard cost, switching |"]
     lines += ["|---|---|---|---|---|---|"]

@@ -54,7 +54,7 @@ class ControlParams(Frozen):
 
     self_stitch: bool = True
     continued_trunk: bool = True
-    trunk_learning_rate: float = Field(default=5e-4, gt=0)
+    trunk_learning_rate: float = Field(default=2e-4, gt=0)
 
 
 class TrainParams(Frozen):

@@ -158,7 +158,7 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
 def _arguments(job: Job, work: Path, device: torch.device | str) -> TrainingArguments:
     train = job.train
     terminal = sys.stderr.isatty()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=train.steps,
         per_device_train_batch_size=train.batch_size,
@@ -188,6 +188,9 @@ def _arguments(job: Job, work: Path, device: torch.device | str) -> TrainingArgu
         dataloader_pin_memory=torch.device(device).type == "cuda",
         prediction_loss_only=True,
     )
+    # One process trains on one device: DataParallel would split what a fused model says of its routing.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def train_one(
@@ -240,7 +243,7 @@ def train_one(
             starts.routers = start_routers(model, data.calibration.input_ids, targets, start, batch_size=batch_size)
         write_file(starts_file, json.dumps(asdict(starts)))
     if job.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     metrics = MetricsLog(log)
     callbacks: list[Any] = [metrics, WholeCheckpoints(fingerprint)]
     trainer = FusedTrainer(

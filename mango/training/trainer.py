@@ -52,8 +52,12 @@ class FusedTrainer(Trainer):
         assert output.loss is not None
         if not model.training:
             return (output.loss, output) if return_outputs else output.loss
-        # The language-modelling loss is a share of the whole batch's mean; the others are means of this part of it.
-        share = 1.0 / self.train_params.accumulation if num_items_in_batch is not None else 1.0
+        # The language-modelling loss is a share of the mean over all devices and accumulated steps, and devices'
+        # gradients are averaged; the other losses are means of this part of the batch.
+        share = 1.0
+        if num_items_in_batch is not None:
+            share /= self.train_params.accumulation
+            output.loss = output.loss * self.accelerator.num_processes
         parts = self._further(output, targets)
         weights = self.train_params.losses
         total = output.loss
