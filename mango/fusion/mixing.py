@@ -132,9 +132,10 @@ def _pick_logits(groups: Sequence[Group]) -> Tensor:
         if len(tokens) == mass.numel():
             return group.tail(states).view(*shape, -1)  # type: ignore[no-any-return]
         picked = tokens
-        if 0 < len(tokens) < ALIGNMENT <= mass.numel():
+        least = min(ALIGNMENT, mass.numel())
+        if 0 < len(tokens) < least:
             # A head that gets a few rows only runs in another kernel, whose last bit differs.
-            picked = torch.cat([tokens, tokens[-1:].expand(ALIGNMENT - len(tokens))])
+            picked = torch.cat([tokens, tokens[-1:].expand(least - len(tokens))])
         # The mass is one. It is left out, since how sharp logits are says nothing about which expert is right.
         logits = group.tail(states[picked])[: len(tokens)]
         if flat is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mango.fusion.cache import PositionMemory, SpanMemory
 from mango.fusion.routers import Decision, Router, Selection
-from mango.fusion.runs import Runs, processed_tokens
+from mango.fusion.runs import ALIGNMENT, Runs, processed_tokens
 from mango.fusion.shells import Body
 
 
@@ -126,10 +126,15 @@ def run_sparse(
     if len(rows) == 0:
         return torch.zeros(*picked.shape, body.width, dtype=next(body.base.parameters()).dtype, device=picked.device)
     every = len(rows) == num_rows
+    number = len(rows)
+    align = memory is None  # within a generation there are no later tokens whose number could tell
+    if align:
+        # Short rows: as many of them as make a kernel's least number of rows, the last one several times.
+        least = min(num_rows, -(-ALIGNMENT // picked.shape[1]))
+        rows = torch.cat([rows, rows[-1:].expand(max(0, least - number))])
     if not every:
         inputs, position_ids, picked = inputs[rows], position_ids[rows], picked[rows]
-    # Within a generation there are no later tokens whose number could tell.
-    runs = Runs.of(picked, align=memory is None)
+    runs = Runs.of(picked, align=align)
     mask = runs.valid
     cache = None
     if memory is not None:
@@ -141,4 +146,4 @@ def run_sparse(
         memory.store(cache, mask, rows, num_rows)
     if every:
         return out
-    return out.new_zeros(num_rows, *out.shape[1:]).index_copy(0, rows, out)
+    return out.new_zeros(num_rows, *out.shape[1:]).index_copy(0, rows[:number], out[:number])

@@ -30,6 +30,12 @@ def routed(model: MolForCausalLM, request: pytest.FixtureRequest) -> MolForCausa
     return with_router(model, ROUTERS[request.param])
 
 
+@pytest.fixture(scope="module", params=["whole", "extents"])
+def hardest(store: BlockStore, request: pytest.FixtureRequest) -> MolForCausalLM:
+    """The layouts in which tokens leave the stream of the trunk."""
+    return fuse(store, LAYOUTS[request.param])
+
+
 def in_chunks(model: MolForCausalLM, ids: Tensor, mask: Tensor, lengths: list[int]) -> tuple[Tensor, FusedCache]:
     cache, logits, start = FusedCache(), [], 0
     with torch.no_grad():
@@ -40,17 +46,27 @@ def in_chunks(model: MolForCausalLM, ids: Tensor, mask: Tensor, lengths: list[in
     return torch.cat(logits, 1), cache
 
 
-@pytest.mark.parametrize("lengths", [[9, 1, 1, 1, 4, 1, 8, 1], [1] * 26, [26]], ids=["mixed", "single", "at once"])
-def test_chunks_with_a_cache_equal_one_pass_without(routed: MolForCausalLM, lengths: list[int]) -> None:
+def test_chunks_with_a_cache_equal_one_pass_without(routed: MolForCausalLM) -> None:
     with torch.no_grad():
         whole = routed(IDS, attention_mask=MASK)
-    found, cache = in_chunks(routed, IDS, MASK, lengths)
+    found, cache = in_chunks(routed, IDS, MASK, [9, 1, 1, 1, 4, 1, 8, 1])
     torch.testing.assert_close(found[MASK.bool()], whole.logits[MASK.bool()], **CLOSE)
     if cache.sparse:
         assert list(cache.num_cached_tokens().values()) == whole.processed.tolist()
     else:
         assert whole.processed.tolist() == [int(MASK.sum())] * len(routed.spans)
         assert set(cache.num_cached_tokens().values()) == {IDS.numel()}
+
+
+@pytest.mark.parametrize("router", ["simple k=2", "top-1 window", "top-1 prompt", "top-2 segment"])
+@pytest.mark.parametrize("lengths", [[1] * 26, [26]], ids=["token by token", "at once"])
+def test_other_chunks_do_so_too(hardest: MolForCausalLM, router: str, lengths: list[int]) -> None:
+    model = with_router(hardest, ROUTERS[router])
+    with torch.no_grad():
+        whole = model(IDS, attention_mask=MASK)
+    found, cache = in_chunks(model, IDS, MASK, lengths)
+    torch.testing.assert_close(found[MASK.bool()], whole.logits[MASK.bool()], **CLOSE)
+    assert list(cache.num_cached_tokens().values()) == whole.processed.tolist()
 
 
 def test_a_padded_row_in_a_batch_equals_the_row_alone(routed: MolForCausalLM) -> None:
@@ -63,11 +79,15 @@ def test_a_padded_row_in_a_batch_equals_the_row_alone(routed: MolForCausalLM) ->
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_with_a_cache_gives_the_tokens_of_generation_without(routed: MolForCausalLM, beams: int) -> None:
-    wanted: dict[str, Any] = {"attention_mask": MASK, "max_new_tokens": 7, "do_sample": False, "num_beams": beams}
-    cached = routed.generate(IDS, use_cache=True, **wanted)
-    assert cached.shape == (3, 33)
-    assert cached.equal(routed.generate(IDS, use_cache=False, **wanted))
+@pytest.mark.parametrize("router", ROUTERS)
+def test_generation_with_a_cache_gives_the_tokens_of_generation_without(
+    hardest: MolForCausalLM, router: str, beams: int
+) -> None:
+    model = with_router(hardest, ROUTERS[router])
+    wanted: dict[str, Any] = {"attention_mask": MASK, "max_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    cached = model.generate(IDS, use_cache=True, **wanted)
+    assert cached.shape == (3, 31)
+    assert cached.equal(model.generate(IDS, use_cache=False, **wanted))
 
 
 @pytest.mark.parametrize("router", ["simple k=1", "token window", "top-1 window", "top-2 segment"])
@@ -98,7 +118,7 @@ def test_rows_of_a_batch_go_to_different_experts_and_come_back(store: BlockStore
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
-@pytest.mark.parametrize("router", [name for name, params in ROUTERS.items() if params["type"] == "topk"])
+@pytest.mark.parametrize("router", ["top-1 window", "top-1 prompt", "top-2 segment"])
 def test_one_expert_may_take_every_token(store: BlockStore, router: str, place: int) -> None:
     """Positions that nothing enters, and experts that nothing takes, break neither a pass nor a generation."""
     model = fuse(store, LAYOUTS["whole"], ROUTERS[router])
@@ -142,10 +162,12 @@ def test_rows_of_a_cache_can_be_repeated_and_forgotten(store: BlockStore) -> Non
     assert (cache.is_initialized, cache.get_seq_length(), cache.num_cached_tokens()) == (False, 0, {})
 
 
-def test_only_the_last_logits_are_computed_when_so_asked(routed: MolForCausalLM) -> None:
+@pytest.mark.parametrize("router", ["token window", "top-1 window", "top-2 window"])
+def test_only_the_last_logits_are_computed_when_so_asked(hardest: MolForCausalLM, router: str) -> None:
+    model = with_router(hardest, ROUTERS[router])
     with torch.no_grad():
-        whole = routed(IDS, attention_mask=MASK).logits
-        last = routed(IDS, attention_mask=MASK, logits_to_keep=2).logits
+        whole = model(IDS, attention_mask=MASK).logits
+        last = model(IDS, attention_mask=MASK, logits_to_keep=2).logits
     torch.testing.assert_close(last, whole[:, -2:], **CLOSE)
 
 

@@ -45,8 +45,10 @@ def damaged(saved: Path, target: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     return target, load_file(saved / "model.safetensors")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("router", ["simple k=1", "token segment", "top-2 window"])
+@pytest.mark.parametrize(
+    ("layout", "router"),
+    [*zip(LAYOUTS, ROUTERS, strict=False), ("extents", "token segment"), ("extents", "top-2 window")],
+)
 def test_saving_and_opening_differ_by_nothing(store: BlockStore, tmp_path: Path, layout: str, router: str) -> None:
     model = fuse(store, LAYOUTS[layout], ROUTERS[router], adapter="bottleneck")
     model.save_pretrained(tmp_path)
