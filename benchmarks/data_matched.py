@@ -30,7 +30,8 @@ from stages.params import load_params
 def recipe() -> ModuleType:
     """Return the module that trains the tiny models."""
     spec = importlib.util.spec_from_file_location("train_tiny", "models/train_tiny.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["train_tiny"] = module
     spec.loader.exec_module(module)
