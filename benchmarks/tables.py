@@ -12,8 +12,8 @@ INTRODUCTION = """# Results on the tiny models
 Written by `python benchmarks/tables.py` from the JSON files in this folder; each names the command that made it. Pure
 text is in bits per byte, averaged over the test split of four domains; text that switches domain every 128 tokens is in
 nats per token; cost is tokens that experts really processed, in units of one expert that processes every token. A
-figure is the mean over the seeds with its standard error; seeds change training text, start, and the test sequences that are
-drawn. The source models are the same for all seeds.
+figure is the mean over the seeds with its standard error; seeds change training text, start, and the test sequences
+that are drawn. The source models are the same for all seeds.
 """
 
 ABLATIONS = {
