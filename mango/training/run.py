@@ -259,8 +259,10 @@ def train_one(
         console.note(f"{what}: training {job.train.steps} steps")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         metrics.recall(trainer.state.log_history)
-    summary = {"validation": float(trainer.evaluate()["eval_loss"])}
-    metrics.curve.setdefault(job.train.steps, {})["validation"] = summary["validation"]
+    last = metrics.curve.setdefault(job.train.steps, {})
+    if "validation" not in last:
+        last["validation"] = float(trainer.evaluate()["eval_loss"])
+    summary = {"validation": last["validation"]}
     model.train(False)
     curve = [{"step": float(step), **values} for step, values in sorted(metrics.curve.items())]
     return Trained(model, curve, starts, summary)
