@@ -23,6 +23,8 @@ def token_losses(model: nn.Module, input_ids: Tensor, *, batch_size: int) -> Ten
     Returns:
         float32 ``[rows, length - 1]`` on the CPU; entry t is the loss of token t + 1.
     """
+    if not len(input_ids):
+        return torch.zeros(0, max(input_ids.shape[1] - 1, 0))
     device = next(model.parameters()).device
     losses: list[Tensor] = []
     for part in torch.split(input_ids, batch_size):
@@ -34,6 +36,4 @@ def token_losses(model: nn.Module, input_ids: Tensor, *, batch_size: int) -> Ten
         logits = model(input_ids=ids).logits[:, :-1].float()
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         losses.append(loss.view(len(ids), -1).cpu())
-    if not losses:
-        return torch.zeros(0, max(input_ids.shape[1] - 1, 0))
     return torch.cat(losses)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mango.corpus import Sequences, token_losses
+from mango.errors import EvaluationError
 from mango.evaluation.metrics import bits_per_byte, mean_of, nats_per_token
 from mango.evaluation.routing import RoutingTotals
 from mango.evaluation.speed import PeakMemory, relative_time
@@ -115,9 +116,12 @@ def row(
 ) -> dict[str, Any]:
     """Return a system's entry in the evaluation."""
     domains = [text for text in texts if text != SWITCHING]
-    pure = {domain: bits_per_byte(measured.losses[domain], texts[domain].num_bytes) for domain in domains}
+    try:
+        pure = {domain: bits_per_byte(measured.losses[domain], texts[domain].num_bytes) for domain in domains}
+        switching = nats_per_token(measured.losses[SWITCHING])
+    except EvaluationError as error:
+        raise EvaluationError(f"{label}: {error}") from error
     mean = mean_of(pure)
-    switching = nats_per_token(measured.losses[SWITCHING])
     time = measured.relative_time
     return {
         "name": name,
