@@ -48,7 +48,7 @@ def test_tokens_are_spread_and_changes_change_decisions(model: MolForCausalLM, r
     assert not first.weights.equal(after.routing[0].weights)
 
 
-@pytest.mark.parametrize("length", [9, 17, 24, 33, 50])
+@pytest.mark.parametrize("length", [9, 17, 33])
 @pytest.mark.parametrize("router", ["simple k=1", "top-1 window", "top-2 window"])
 def test_whatever_the_length_of_the_rows(model: MolForCausalLM, router: str, length: int) -> None:
     """How many tokens an expert gets sets the sizes of the kernels that run, and with them the order of their sums."""
@@ -57,7 +57,7 @@ def test_whatever_the_length_of_the_rows(model: MolForCausalLM, router: str, len
         ids = tokens(rows, length, seed=length)
         with torch.no_grad():
             before = model(ids).logits
-            for place in range(1, length, max(1, length // 4)):
+            for place in (1, length // 2, length - 1):
                 changed = ids.clone()
                 changed[:, place] = (changed[:, place] + 7) % VOCAB
                 assert model(changed).logits[:, :place].equal(before[:, :place]), (rows, place)

@@ -78,8 +78,10 @@ def test_a_padded_row_in_a_batch_equals_the_row_alone(routed: MolForCausalLM) ->
     assert torch.stack([one.processed for one in alone]).sum(0).equal(together.processed)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("router", ROUTERS)
+SOME = ("simple k=1", "token segment", "top-1 window", "top-1 prompt", "top-2 segment")
+
+
+@pytest.mark.parametrize(("router", "beams"), [*((name, 1) for name in ROUTERS), *((name, 3) for name in SOME)])
 def test_generation_with_a_cache_gives_the_tokens_of_generation_without(
     hardest: MolForCausalLM, router: str, beams: int
 ) -> None:
