@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from cards import write_cards  # beside this script
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
@@ -296,6 +297,7 @@ def main() -> None:
     torch.manual_seed(args.seed + 100)
     stranger = gpt2(STRANGER.dropout)
     finish(f"{STRANGER_DOMAIN}-gpt2", stranger, scaled(STRANGER), [STRANGER_DOMAIN], args.seed + 100, None)
+    write_cards(args.out)
 
 
 if __name__ == "__main__":
