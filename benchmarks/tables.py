@@ -17,6 +17,7 @@ that are drawn. The source models are the same for all seeds.
 """
 
 ABLATIONS = {
+    "batch4": "four sequences a step instead of two; so do all below",
     "bottleneck": "bottleneck adapters",
     "catch0": "no catch-up: an expert sees only what was routed to it",
     "cut": "the GPT-2 stranger cut into two spans, with ridge-started adapters",

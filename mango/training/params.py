@@ -36,7 +36,7 @@ class StartParams(Frozen):
         router_learning_rate: learning rate of that start.
     """
 
-    sequences: int = Field(default=6, ge=1)
+    sequences: int = Field(default=4, ge=1)
     ridge: float = Field(default=1e-3, gt=0)
     window: int = Field(default=32, ge=1)
     router_steps: int = Field(default=200, ge=0)
@@ -93,9 +93,9 @@ class TrainParams(Frozen):
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
-    validation_sequences: int = Field(default=4, ge=1)
+    validation_sequences: int = Field(default=2, ge=1)
     validate_every: int = Field(default=0, ge=0)
-    save_every: int = Field(default=20, ge=0)
+    save_every: int = Field(default=16, ge=0)
     log_every: int = Field(default=1, ge=1)
     losses: LossParams = LossParams()
     start: StartParams = StartParams()

@@ -38,10 +38,9 @@ OUTPUTS = {
     "package": ["models/package", "reports/gates/metrics.json", "reports/package.json"],
 }
 VOCABULARY = 300
-WORDS = {
-    "code": "def return if else for in import self None True lambda yield class ( ) : = += [ ] \n".split(" "),
-    "novels": "she he said walked garden letter the of and very evening heart never spoke , . \n".split(" "),
-}
+CODE = "def return if else for in import self None True lambda yield class ( ) : = += [ ]"
+NOVELS = "she he said walked garden letter the of and very evening heart never spoke , ."
+WORDS = {"code": [*CODE.split(), "\n"], "novels": [*NOVELS.split(), "\n"]}
 
 PARAMS = """\
 seed: 0
