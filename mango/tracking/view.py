@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 _KEY = "mango"
 _ALWAYS = ("router.type", "seed")
 _MOST_PARAMS = 8
-_MOST_METRICS = 12
+_FIRST_METRICS = ("fused_hard.switching", "fused_hard.pure_mean", "fused_soft.pure_mean", "fused_hard.cost_switching")
+_MOST_METRICS = 5
 _NEWEST_RUNS = 200
 
 
@@ -51,5 +52,8 @@ def _differing_params(runs: list[Run]) -> list[str]:
 
 def _headline_metrics(runs: list[Run], evaluated: list[Run]) -> list[str]:
     known = {name for run in runs for name in run.data.metrics}
-    first = sorted(name for run in evaluated for name in run.data.metrics if name in known)
+    found = sorted(name for run in evaluated for name in run.data.metrics if name in known)
+    # MLflow puts metrics before parameters, so only few leave the router and the seed in sight.
+    first = [name for name in _FIRST_METRICS if name in found]
+    first += [name for name in found if name not in first]
     return [*first, *sorted(known - set(first))][:_MOST_METRICS]
