@@ -26,7 +26,7 @@ demo: $(STAMP)  ## run the pipeline on the tiny experts, promote the result, com
 
 test: $(STAMP)  ## run all tests; installs what they need from the system when it may
 	.ci/system-parts
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP) types  ## check style, types, docstrings and the import rules
 	$(BIN)/ruff check

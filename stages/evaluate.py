@@ -32,12 +32,14 @@ def evaluate(stage: Stage) -> Mapping[str, float]:
     Raises:
         MangoError: a model is missing or damaged, or the test split has too little text.
     """
-    from mango.checkpoints import write_file
+    from mango.checkpoints import verify, write_file
     from mango.corpus import corpus_sha256
     from mango.evaluation import Subjects, evaluate_all, validate, write_report
     from stages.params import effective
 
     params = stage.params
+    for folder in (FUSED, MERGED, CONTROLS):
+        verify(folder)
     stage.run.log_dataset("corpus", params.corpus.path, corpus_sha256(params.corpus.path), "test")
     evaluation = evaluate_all(
         Subjects(FUSED, open_store(params), MERGED, CONTROLS),

@@ -61,6 +61,19 @@ def need() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Give a migrated, empty tracking database; it is made once, also when several workers run the tests."""
+    from filelock import FileLock
+
+    from mango.tracking import TrackingSettings, migrate
+
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    with FileLock(shared / "migrated.lock"):
+        migrate(TrackingSettings(root=shared / "migrated"))
+    return shared / "migrated" / "mlflow.db"
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

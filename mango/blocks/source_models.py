@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mango.blocks.store import BlockStore
+from mango.checkpoints import Checkpoint
 
 
 def load_source(
@@ -20,10 +21,12 @@ def load_source(
         device: where to put it.
 
     Raises:
-        CheckpointError: its folder is gone.
+        CheckpointError: its folder is gone, or a shard in it is missing or cut off.
         UnknownNameError: the store has no such model.
     """
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(store.tokenizer_folder(name), dtype=dtype)
+    folder = store.tokenizer_folder(name)
+    Checkpoint.open(folder)  # says in one line which shard is missing or cut off
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.to(device)  # type: ignore[arg-type]
     model.train(False)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mango.checkpoints.durable import recover_folder, replace_folder, write_file
+from mango.checkpoints.failures import saving
 from mango.checkpoints.headers import TensorInfo
 from mango.checkpoints.manifest import MANIFEST_NAME, sha256_file, verify
 from mango.checkpoints.reader import Checkpoint
@@ -20,6 +21,7 @@ __all__ = [
     "recover_folder",
     "replace_folder",
     "resolve",
+    "saving",
     "sha256_file",
     "tokenizer_sha256",
     "verify",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,30 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise write_failure(path, error) from error
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise when they cannot write into a CheckpointError that names ``path``.
+
+    They raise errors of their own for an operating system error; its number stands in the message.
+
+    Raises:
+        CheckpointError: the body could not write.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with writing(path):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is not None:
+            code = int(number[1])
+            raise write_failure(path, OSError(code, os.strerror(code))) from error
+        if "file write failed" in str(error) or "PytorchStreamWriter" in str(error):
+            raise write_failure(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+        raise
 
 
 @contextmanager

@@ -42,6 +42,7 @@ COMMANDS = {
     "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),
     "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),
     "sync": Command("mango.cli.registry:sync", "Give experiments that ran nothing, or elsewhere, their runs."),
+    "repair": Command("mango.cli.repair:repair", "Mend what a killed DVC left behind."),
     "ui": Command("mango.cli.registry:ui", "Open the tracking pages in small form."),
     "config": Command("stages.show:config", "Show every parameter with its value and where that came from."),
     "data": Command("mango.cli.data:app", "Look after the corpus."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("doc_id", "domain", "text", "source", "licence")
 _NAMED_ROWS = 5
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def read_split(params: CorpusParams, split: str) -> Dataset:
@@ -33,7 +35,8 @@ def read_split(params: CorpusParams, split: str) -> Dataset:
 
     Raises:
         DataError: the split or a column is missing, a column is no text, a row has no text or a NUL character
-            (rows are named by number, counted from 0), a chosen domain has no row, or no row is left.
+            (rows are named by number, counted from 0), a chosen domain has no row, no row is left, or the
+            disk is full.
     """
     path = split_path(params.path, split)
     _check_file(path)
@@ -44,6 +47,11 @@ def read_split(params: CorpusParams, split: str) -> Dataset:
         with _no_progress_bars():
             dataset = Dataset.from_parquet(glob.escape(str(path)))
     except DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM:
+            raise DataError(
+                f"{path}: no room to prepare it in the data sets' cache ({error.__cause__.strerror}): free disk space, "
+                "or set HF_DATASETS_CACHE to another folder"
+            ) from error
         raise DataError(f"{path}: the file cannot be read to its end ({error.__cause__}); build it again") from error
     assert isinstance(dataset, Dataset)
     _check_rows(dataset, path)

@@ -43,7 +43,14 @@ class ExpertParams(Frozen):
 
 
 def _expert(value: Any) -> Any:
-    return {"model": value} if isinstance(value, str) else value
+    return {"model": value} if isinstance(value, str) else _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    """Return YAML's lists as the tuples that strict validation asks for behind a validator of our own."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 class FusionParams(Frozen):

@@ -7,6 +7,7 @@ from mango.tracking.pipeline import stage_run
 from mango.tracking.promotion import PromotionResult, RollbackResult, promote, register, rollback
 from mango.tracking.provenance import Provenance, why
 from mango.tracking.redaction import redact_text
+from mango.tracking.repair import repair
 from mango.tracking.runs import StageRun
 from mango.tracking.settings import TrackingSettings
 from mango.tracking.store import migrate
@@ -25,6 +26,7 @@ __all__ = [
     "promote",
     "redact_text",
     "register",
+    "repair",
     "rollback",
     "serve_ui",
     "stage_run",

@@ -95,6 +95,20 @@ def dvc_ancestor() -> ProcessIdentity | None:
     return None
 
 
+def dvc_processes(root: Path) -> list[int]:
+    """Return the numbers of the ``dvc`` processes that work in a folder."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if _is_dvc(process.cmdline()) and Path(process.cwd()) == root.resolve():
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return sorted(found)
+
+
 def _is_dvc(command: list[str]) -> bool:
     """Whether a command line is ``dvc ...``, ``python .../dvc ...`` or ``python -m dvc ...``."""
     if any(Path(word).name in {"dvc", "dvc.exe"} for word in command[:1]):

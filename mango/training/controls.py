@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mango import console
+from mango.checkpoints import saving
 from mango.corpus import Sequences
 from mango.fusion import ExpertParams, FusionParams, Layout, SpanParams
 from mango.training.params import TrainParams
@@ -77,4 +78,5 @@ def continue_trunk(
 
 def save_ordinary(model: PreTrainedModel, folder: Path) -> None:
     """Save a model as an ordinary checkpoint."""
-    model.save_pretrained(folder)
+    with saving(folder):
+        model.save_pretrained(folder)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback
 
 from mango import console
 from mango.blocks import BlockStore, load_source
-from mango.checkpoints import copy_tokenizer, replace_folder, write_file
+from mango.checkpoints import copy_tokenizer, replace_folder, saving, write_file
 from mango.corpus import CorpusParams, Sequences, corpus_sha256
 from mango.errors import TrainingError
 from mango.fusion import (
@@ -320,7 +320,8 @@ def train_all(
 
 def _save(trained: Trained, folder: Path, tokenizer_folder: Path) -> None:
     Path(folder).mkdir(exist_ok=True, parents=True)
-    trained.model.save_pretrained(folder)
+    with saving(folder):
+        trained.model.save_pretrained(folder)
     copy_tokenizer(tokenizer_folder, folder)
     record = {"curve": trained.curve, "starts": asdict(trained.starts), "summary": trained.summary}
     (folder / TRAINING_FILE).write_text(json.dumps(record, indent=1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mango import console
+from mango.checkpoints import saving
 from mango.errors import TrainingError
 from mango.fusion import MolForCausalLM, MolOutput
 from mango.training.losses import balance_loss, entropy_loss, load_of, supervision_loss
@@ -123,6 +124,12 @@ class FusedTrainer(Trainer):
                 weight_decay=params.weight_decay,
             )
         return self.optimizer
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Say in one line where a checkpoint has no room."""
+        assert self.args.output_dir is not None
+        with saving(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
 
 
 _WANTED = ("loss", "lm", "balance", "entropy", "adapter", "supervision", "grad_norm", "learning_rate", "eval_loss")

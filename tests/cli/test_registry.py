@@ -8,22 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from mango.cli import app
-
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Give a migrated, empty database; it is made once, also when several workers run the tests."""
-    from mango.tracking import TrackingSettings, migrate
-
-    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    with FileLock(shared / "migrated.lock"):
-        migrate(TrackingSettings(root=shared / "migrated"))
-    return shared / "migrated" / "mlflow.db"
 
 
 @pytest.fixture(autouse=True)

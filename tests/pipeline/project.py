@@ -74,6 +74,7 @@ train:
   batch_size: 2
   validation_sequences: 1
   save_every: 1
+  controls: {self_stitch: false}
   start: {sequences: 1, router_steps: 2}
 evaluate: {sequences: 2, switching_sequences: 2, prompt: 8, speed_repeats: 1}
 gates:

@@ -25,13 +25,10 @@ MIDDLE = {
 """Files that a stage opens while it makes its outputs."""
 
 END = {
-    "extract-blocks": r"reports/\.extract-blocks\.json\.mango-new",
-    "merge": r"reports/\.merge\.json\.mango-new",
     "train-adapters-and-routers": r"/\.fused\.mango-new-\w+/\.MANIFEST",
-    "evaluate": r"reports/\.evaluation\.json\.mango-new",
     "package": r"reports/\.package\.json\.mango-new",
 }
-"""Files that it opens when some of its outputs are in their places and others are not."""
+"""Files that a stage opens when some of its outputs are in their places and others are not."""
 
 FOLDERS = ["models/blocks", "models/merged", "models/fused", "models/controls", "models/package"]
 WEIGHTS = [*FOLDERS[:2], "models/fused/model.safetensors", "models/controls"]
@@ -102,12 +99,12 @@ def test_ctrl_c_in_the_middle_of_each_stage(finished: Path, pausing: Path) -> No
 
 
 @pytest.mark.slow
-def test_kill_9_at_two_moments_of_each_stage(finished: Path, pausing: Path) -> None:
+def test_kill_9_in_the_middle_of_each_stage(finished: Path, pausing: Path) -> None:
     before = fingerprint(finished, *WEIGHTS)
     (finished / "dvc.lock").unlink()  # nothing is known to be done, so every stage runs again, to the same weights
     for stage in STAGES:
-        for moments in (MIDDLE, END):
-            code, _ = end_repro(finished, pausing, stage, moments[stage], signal.SIGKILL)
+        for moment in (moments[stage] for moments in (MIDDLE, END) if stage in moments):
+            code, _ = end_repro(finished, pausing, stage, moment, signal.SIGKILL)
             assert code == -signal.SIGKILL
             for folder in FOLDERS:
                 verify(finished / folder)
@@ -119,3 +116,18 @@ def test_kill_9_at_two_moments_of_each_stage(finished: Path, pausing: Path) -> N
     assert not (finished / "models" / ".training").exists()
     assert ran(dvc(finished, "repro")) == []
     assert LATER[0] in (finished / "dvc.lock").read_text()
+
+
+@pytest.mark.slow
+def test_what_a_killed_dvc_leaves_is_mended_by_one_command(finished: Path) -> None:
+    lock = finished / "dvc.lock"
+    lock.write_text(lock.read_text()[: lock.read_text().index("  package:") + 30] + "\n  : :")
+    readers = finished / ".dvc" / "tmp" / "rwlock"
+    readers.write_text("")
+    assert dvc(finished, "repro").returncode != 0
+    command = [sys.executable, "-c", "from mango.cli.app import main; main(['repair'])"]
+    done = subprocess.run(command, cwd=finished, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [".dvc/tmp/rwlock", "dvc.lock"]
+    done = dvc(finished, "repro")
+    assert (done.returncode, ran(done)) == (0, ["package"]), done.stderr

@@ -10,26 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
-from mango.tracking import TrackingSettings, migrate
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pass what mlflow itself warns of when it meets SQLAlchemy 2.1."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"))
-
-
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Give a migrated, empty database; it is made once, also when several workers run the tests."""
-    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    root = shared / "migrated"
-    with FileLock(shared / "migrated.lock"):
-        migrate(TrackingSettings(root=root))
-    return root / "mlflow.db"
+from mango.tracking import TrackingSettings
 
 
 @pytest.fixture

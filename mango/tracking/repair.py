@@ -1,0 +1,104 @@
+"""Mends what a killed DVC leaves: it writes its two state files in place, so ``kill -9`` can cut either short."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mango.checkpoints import write_file
+from mango.errors import RegistryError
+from mango.tracking.processes import dvc_processes
+
+LOCK = Path("dvc.lock")
+READERS = Path(".dvc/tmp/rwlock")
+_STAGE = re.compile(r"^  (?! )", re.MULTILINE)
+"""Where a stage starts in ``dvc.lock``, or the first letters of its name when the file ends there."""
+
+
+def repair(root: Path | str = ".") -> list[str]:
+    """Bring DVC's state files into a form that ``dvc repro`` reads; whole ones are left alone.
+
+    Of a ``dvc.lock`` that was cut short, the stages that are whole stay, so only the others run again.
+
+    Args:
+        root: the repository.
+
+    Returns:
+        What was done, a sentence each; empty when nothing was broken.
+
+    Raises:
+        RegistryError: this is no DVC repository, or DVC is running in it.
+        CheckpointError: a file cannot be written.
+    """
+    root = Path(root)
+    if not (root / ".dvc").is_dir():
+        raise RegistryError(f"{root.resolve()}: is no DVC repository; run this where dvc.yaml is")
+    if running := _busy(root):
+        raise RegistryError(f"{root.resolve()}: DVC is running here ({running}); wait until it is done, or end it")
+    return [*_repair_readers(root), *_repair_lock(root)]
+
+
+def _busy(root: Path) -> str | None:
+    if pids := dvc_processes(root):
+        return f"process {', '.join(map(str, pids))}"
+    path = root / ".dvc" / "tmp" / "lock"
+    if not path.exists():
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "it holds its lock"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _repair_readers(root: Path) -> list[str]:
+    path = root / READERS
+    if not path.exists():
+        return []
+    try:
+        whole = isinstance(json.loads(path.read_bytes()), dict)
+    except ValueError:
+        whole = False
+    if whole:
+        return []
+    path.unlink()
+    return [f"{READERS}: was cut short; removed, since no DVC runs"]
+
+
+def _repair_lock(root: Path) -> list[str]:
+    path = root / LOCK
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if _stages(text) is not None:
+        return []
+    starts = [match.start() for match in _STAGE.finditer(text)]
+    while starts:
+        kept = text[: starts.pop()]
+        if stages := _stages(kept):
+            write_file(path, kept)
+            return [f"{LOCK}: was cut short; kept what it says of {', '.join(stages)}"]
+    path.unlink()
+    return [f"{LOCK}: held no whole stage; removed, so every stage runs again"]
+
+
+def _stages(text: str) -> list[str] | None:
+    """Return the names of the stages in a whole lock file, or None for one that DVC refuses."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        found: Any = YAML(typ="safe").load(text)
+    except YAMLError:
+        return None
+    if not isinstance(found, dict) or "schema" not in found or not isinstance(found.get("stages"), dict):
+        return None
+    stages: dict[str, Any] = found["stages"]
+    return list(stages) if all(isinstance(stage, dict) and "cmd" in stage for stage in stages.values()) else None
