@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mango.checkpoints import write_file
 from mango.errors import RegistryError
 from mango.tracking.processes import dvc_processes
 
@@ -80,6 +79,8 @@ def _repair_lock(root: Path) -> list[str]:
     if _stages(text) is not None:
         return []
     starts = [match.start() for match in _STAGE.finditer(text)]
+    from mango.checkpoints import write_file
+
     while starts:
         kept = text[: starts.pop()]
         if stages := _stages(kept):

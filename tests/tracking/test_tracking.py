@@ -21,6 +21,7 @@ def test_the_public_surface() -> None:
         "promote",
         "redact_text",
         "register",
+        "repair",
         "rollback",
         "serve_ui",
         "stage_run",
