@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -58,6 +59,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = float(torch.cuda.memory_allocated(self.device))
         elif _RESET.exists():
+            _give_back()
             _RESET.write_text("5")
             self._before = _kilobytes("VmRSS") * 1024
 
@@ -68,6 +70,13 @@ class PeakMemory:
         if not _RESET.exists():
             return None
         return max(0.0, _kilobytes("VmHWM") * 1024 - self._before) / 1e6
+
+
+def _give_back() -> None:
+    """Let the C library give freed memory back, so that what is measured next cannot hide in it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _kilobytes(field: str) -> float:
