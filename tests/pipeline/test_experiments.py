@@ -39,7 +39,7 @@ def test_a_fresh_clone_with_the_lock_file_runs_everything_again(finished: Path, 
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(finished), str(clone))
     done = dvc(clone, "repro", "--dry", "extract-blocks", "merge")
-    assert (done.returncode, ran(done)) == (0, STAGES[:2]), done.stderr
+    assert (done.returncode, sorted(ran(done))) == (0, sorted(STAGES[:2])), done.stderr  # neither needs the other
 
 
 def rows(root: Path) -> dict[str, dict[str, str]]:
