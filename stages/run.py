@@ -112,7 +112,7 @@ def _run(name: str, work: Work, sections: Sequence[str], path: Path, assignments
         torch.set_num_threads(settings.threads)
     from mango.checkpoints import write_file
     from mango.tracking import stage_run
-    from mango.tracking.signals import end_signals_as_exceptions
+    from mango.signals import end_signals_as_exceptions
 
     with end_signals_as_exceptions(), stage_run(name, params=effective(params, sections)) as run:
         metrics = dict(work(Stage(name, params, settings, run)))

@@ -13,6 +13,7 @@ TREE = {
     "CheckpointError": ("MangoError",),
     "UnsafeFileError": ("CheckpointError",),
     "IntegrityError": ("CheckpointError",),
+    "ResourceError": ("MangoError",),
     "ArchitectureError": ("MangoError",),
     "IncompatibleBlocksError": ("ArchitectureError",),
     "MergeError": ("MangoError",),

@@ -21,7 +21,7 @@ from mango.tracking.reaping import reap
 from mango.tracking.redaction import redact, redact_text
 from mango.tracking.runs import MlflowRun, NullRun, StageRun
 from mango.tracking.settings import TrackingSettings
-from mango.tracking.signals import Terminated, end_signals_as_exceptions, end_signals_ignored
+from mango.signals import Terminated, end_signals_as_exceptions, end_signals_ignored
 from mango.tracking.store import experiment_id, open_store
 
 if TYPE_CHECKING:
