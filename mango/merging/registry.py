@@ -11,7 +11,8 @@ import torch
 from mango.config import Frozen
 from mango.registry import Registry
 
-BaseRole = Literal["none", "reference", "start"]
+BaseRole = Literal["none", "optional", "reference", "start"]
+Statistic = Literal["fishers", "grams"]
 Combine = Callable[..., torch.Tensor]
 Measure = Callable[..., Mapping[str, Any]]
 F = TypeVar("F", bound=Combine)
@@ -22,22 +23,35 @@ class MergeMethod:
     """A merge method as the engine calls it.
 
     ``combine(tensors, *, dtype, **parameters)`` gets the models' tensors in the order of the document and returns
-    the merged one, computed in float32 or better and rounded once to ``dtype``. Parameters come by the names of the
-    fields of the method's parameter model.
+    the merged one, computed in float64 and rounded once to ``dtype``. Parameters come by the names of the fields of
+    the method's parameter model. All tensors of a call lie on one device, where the result lies too.
 
     Attributes:
         combine: the pure function.
         base: what ``base_model`` is to the method: ``"none"``, one model like the others, which gives configuration
-            and tokenizer; ``"reference"``, what the others are compared with, passed as ``base``; ``"start"``, one of
+            and tokenizer; ``"reference"``, what the others are compared with, passed as ``base``; ``"optional"``, the
+            same where the document has a ``base_model``, and ``base=None`` where it has none; ``"start"``, one of
             the models, which is passed first.
         per_model: parameters that each model has for itself; they come as tuples, in the order of the tensors.
         required: parameters that a document must give.
         num_models: how many models it takes, the reference not counted; None for any number.
+        min_models: how many it takes at least, counted in the same way.
         measure: ``measure(tensors, **parameters)`` returns what must be known of whole tensors before single
-            elements can be merged, as further arguments of ``combine``.
+            elements can be merged, as further arguments of ``combine``. It gets all that ``combine`` gets (``base``,
+            ``seeds``, statistics) but ``dtype`` and ``first_position``, goes through the tensors piece by piece in
+            bounded memory, and may run at the same time for several tensors.
         elementwise: with the result of ``measure`` given, elements are independent of each other: the engine then
-            passes flat pieces, and the flat position of their first element as ``first_position`` if there is a
-            ``measure``. Otherwise it passes whole tensors in their shape.
+            passes flat pieces. Otherwise it passes whole tensors in their shape; such methods keep to a bounded
+            memory beyond their result where their maths allows it.
+        random: it takes ``seeds``, one for each tensor in their order, each being
+            :func:`mango.tensors.tensor_seed` of the document's seed, the output tensor's name and the model's
+            reference. Random numbers are functions of the seed and of an element's position in the whole tensor, so
+            that no result depends on order, threads, pieces or shards.
+        statistics: it takes a tuple under this name, for each model what calibration found for this tensor, or None:
+            ``"fishers"``, the diagonal Fisher information, of the tensor's shape (flat pieces in step with it when
+            elementwise); ``"grams"``, ``[width_in, width_in]`` Gram matrices of a linear layer's inputs.
+        without_effect: parameters that mergekit's documents may give this method and that change nothing: read, and
+            noted.
     """
 
     combine: Combine
@@ -45,8 +59,17 @@ class MergeMethod:
     per_model: frozenset[str] = frozenset()
     required: frozenset[str] = frozenset()
     num_models: int | None = None
+    min_models: int = 1
     measure: Measure | None = None
     elementwise: bool = False
+    random: bool = False
+    statistics: Statistic | None = None
+    without_effect: frozenset[str] = frozenset()
+
+    @property
+    def takes_position(self) -> bool:
+        """Whether pieces come with ``first_position``, the flat position of their first element in the tensor."""
+        return self.elementwise and (self.measure is not None or self.random)
 
 
 MERGERS: Registry[MergeMethod] = Registry("mergers", "merge method")
@@ -60,8 +83,12 @@ def merge_method(
     per_model: tuple[str, ...] = (),
     required: tuple[str, ...] = (),
     num_models: int | None = None,
+    min_models: int = 1,
     measure: Measure | None = None,
     elementwise: bool = False,
+    random: bool = False,
+    statistics: Statistic | None = None,
+    without_effect: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Return a decorator that registers a pure function as a merge method; see `MergeMethod` for the arguments.
 
@@ -72,8 +99,12 @@ def merge_method(
         per_model: parameters that each model has for itself.
         required: parameters that a document must give.
         num_models: how many models it takes.
+        min_models: how many models it takes at least.
         measure: what it must know of whole tensors.
         elementwise: whether it can be applied to pieces.
+        random: whether it takes seeds.
+        statistics: what calibration must find for it.
+        without_effect: parameters that are read and change nothing.
 
     Returns:
         The decorator; the function stays as it is.
@@ -81,7 +112,17 @@ def merge_method(
 
     def decorate(function: F) -> F:
         method = MergeMethod(
-            function, base, frozenset(per_model), frozenset(required), num_models, measure, elementwise
+            combine=function,
+            base=base,
+            per_model=frozenset(per_model),
+            required=frozenset(required),
+            num_models=num_models,
+            min_models=num_models or min_models,
+            measure=measure,
+            elementwise=elementwise,
+            random=random,
+            statistics=statistics,
+            without_effect=frozenset(without_effect),
         )
         MERGERS.register(name, params)(method)
         return function
