@@ -10,6 +10,7 @@ from typing import Any
 
 from mango.checkpoints.failures import reading
 from mango.errors import CheckpointError, IntegrityError
+from mango.security.signing import SIGNATURE_NAME
 
 MANIFEST_NAME = "MANIFEST.json"
 FORMAT_VERSION = 1
@@ -27,7 +28,10 @@ def sha256_file(path: Path | str) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the relative POSIX paths of all files below ``folder``, sorted, the manifest left out.
+    """Return the relative POSIX paths of all files below ``folder``, sorted.
+
+    The manifest is left out, and so is a signature at the top of the folder, which covers the manifest too and is
+    therefore written after it.
 
     Raises:
         CheckpointError: something below is neither a file nor a folder (a link, a socket, a device).
@@ -39,7 +43,7 @@ def list_files(folder: Path) -> list[str]:
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
                 raise CheckpointError(f"{path}: is a link or a special file; a model folder holds plain files only")
         names += [Path(root, name).relative_to(folder).as_posix() for name in files]
-    return sorted(name for name in names if name != MANIFEST_NAME)
+    return sorted(name for name in names if name not in {MANIFEST_NAME, SIGNATURE_NAME})
 
 
 def build_manifest(folder: Path) -> str:
