@@ -38,6 +38,7 @@ COMMANDS = {
     "inspect": Command("mango.cli.blocks:inspect", "Show where a model keeps its blocks and what they measure."),
     "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
     "merge": Command("mango.cli.merging:merge", "Merge models of one shape by a YAML document into a checkpoint."),
+    "extract-lora": Command("mango.cli.lora:extract_lora", "Extract a LoRA adapter from two models' difference."),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
     "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),
     "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),
