@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 import mango
 from mango import console
 from mango.errors import MangoError
+from mango.redaction import guarded_output
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of SIGINT."""
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(typer.main.get_command(app), given, "mango"))
 
 
+@guarded_output()
 def run(command: Any, arguments: Sequence[str], name: str) -> int:
     """Run a Click command and return its exit code; an error becomes ``error:`` lines on stderr.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from mango.redaction import redact_text
 from mango.tracking.package_store import open_package
 from mango.tracking.pipeline import stage_run
 from mango.tracking.promotion import PromotionResult, RollbackResult, promote, register, rollback
 from mango.tracking.provenance import Provenance, why
-from mango.tracking.redaction import redact_text
 from mango.tracking.repair import repair
 from mango.tracking.runs import StageRun
 from mango.tracking.settings import TrackingSettings

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from mango.errors import RegistryError
+from mango.redaction import redact, redact_text
+from mango.signals import Terminated, end_signals_as_exceptions, end_signals_ignored
 from mango.tracking import git
 from mango.tracking.locks import machine_lock
 from mango.tracking.processes import ProcessIdentity, dvc_ancestor
 from mango.tracking.reaping import reap
-from mango.tracking.redaction import redact, redact_text
 from mango.tracking.runs import MlflowRun, NullRun, StageRun
 from mango.tracking.settings import TrackingSettings
-from mango.signals import Terminated, end_signals_as_exceptions, end_signals_ignored
 from mango.tracking.store import experiment_id, open_store
 
 if TYPE_CHECKING:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mango.errors import RegistryError
+from mango.redaction import redact_text, redact_tree
 from mango.tracking.locks import store_lock
 from mango.tracking.manifest import DeclaredMetric, PackageManifest, check_gates, metric_value, read_manifest
 from mango.tracking.package_store import store_package, stored_manifest
-from mango.tracking.redaction import redact_text
 from mango.tracking.settings import TrackingSettings
 from mango.tracking.store import open_store
-from mango.tracking.values import redact_tree
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

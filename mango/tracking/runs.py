@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from mango.errors import RegistryError
-from mango.tracking.redaction import redact, redact_text
+from mango.redaction import hide_secrets, redact, redact_text
 from mango.tracking.values import check_metrics, chunks, flatten
 
 if TYPE_CHECKING:
@@ -152,24 +154,27 @@ class MlflowRun(StageRun):
             write_metrics(self._client, self.parent_id, metrics)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts.
+        """Copy a file into the run's artifacts; secrets in a text are hidden in the copy.
 
         Raises:
             RegistryError: there is no such file.
         """
         if not path.is_file():
             raise RegistryError(f"{path}: no such file to log; log it after it is written")
-        self._client.log_artifact(self.run_id, str(path), folder)
+        with _without_secrets(path) as fit:
+            self._client.log_artifact(self.run_id, str(fit), folder)
 
     def log_artifacts(self, path: Path, folder: str | None = None) -> None:
-        """Copy what a folder holds into the run's artifacts.
+        """Copy what a folder holds into the run's artifacts; secrets in texts are hidden in the copies.
 
         Raises:
             RegistryError: there is no such folder.
         """
         if not path.is_dir():
             raise RegistryError(f"{path}: no such folder to log; log it after it is written")
-        self._client.log_artifacts(self.run_id, str(path), folder)
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            below = file.parent.relative_to(path).as_posix()
+            self.log_artifact(file, "/".join(part for part in (folder, below) if part and part != ".") or None)
 
     def log_dataset(self, name: str, path: Path, sha256: str, context: str = "input") -> None:
         """Record a data set that the run reads.
@@ -186,7 +191,7 @@ class MlflowRun(StageRun):
             name=name,
             digest=sha256[:_LONGEST_DIGEST],
             source_type="local",
-            source=json.dumps({"uri": path.as_posix()}),
+            source=json.dumps({"uri": redact_text(path.as_posix())}),
             profile=json.dumps({"sha256": sha256}),
         )
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
@@ -201,6 +206,24 @@ class MlflowRun(StageRun):
         self._flushed_at = time.monotonic()
         for batch in chunks(waiting, _METRICS_PER_BATCH):
             self._client.log_batch(self.run_id, metrics=batch)
+
+
+@contextmanager
+def _without_secrets(path: Path) -> Iterator[Path]:
+    """Give the file itself, or for as long as the context lasts a copy in which the secrets of a text are hidden."""
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:  # no text
+        yield path
+        return
+    hidden = hide_secrets(text)
+    if hidden == text:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary, path.name)
+        copy.write_bytes(hidden.encode())
+        yield copy
 
 
 def write_params(client: MlflowClient, run_id: str, flat: Mapping[str, str]) -> None:

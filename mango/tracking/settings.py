@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from mango.config import Frozen
 from mango.errors import ConfigError
-from mango.tracking.redaction import redact_text
+from mango.redaction import redact_text
 
 _SQLITE = "sqlite:///"
 _POSTGRES = re.compile(r"^postgres(?:ql)?(?:\+psycopg[23]?)?://")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mango.errors import RegistryError
+from mango.redaction import redact_text
 from mango.tracking.environment import quieten
 from mango.tracking.locks import store_lock
-from mango.tracking.redaction import redact_text
 from mango.tracking.settings import TrackingSettings
 
 if TYPE_CHECKING:

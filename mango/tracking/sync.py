@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mango.errors import RegistryError
+from mango.redaction import redact, redact_text
 from mango.tracking.environment import quieten
 from mango.tracking.locks import machine_lock
 from mango.tracking.reaping import reap
-from mango.tracking.redaction import redact, redact_text
 from mango.tracking.runs import write_metrics, write_params
 from mango.tracking.settings import TrackingSettings
 from mango.tracking.store import experiment_id, open_store

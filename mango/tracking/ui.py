@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mango.errors import RegistryError
-from mango.tracking.environment import quieten
-from mango.tracking.redaction import redact_text
-from mango.tracking.settings import TrackingSettings
+from mango.redaction import redact_text
 from mango.signals import end_signals_as_exceptions
+from mango.tracking.environment import quieten
+from mango.tracking.settings import TrackingSettings
 from mango.tracking.store import experiment_id, open_store
 from mango.tracking.view import share_comparison
 

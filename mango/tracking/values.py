@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from mango.errors import RegistryError
-from mango.tracking.redaction import redact
+from mango.redaction import redact, redact_tree
 
 _LONGEST_NAME = 250
 T = TypeVar("T")
@@ -36,19 +36,6 @@ def flatten(params: Mapping[str, object] | BaseModel, prefix: str = "") -> dict[
         else:
             flat[name] = redact(name, _text(value))
     return flat
-
-
-def redact_tree(value: object, name: str = "") -> object:
-    """Return nested JSON data in which secrets are redacted and everything else is unchanged."""
-    if isinstance(value, Mapping):
-        return {str(key): redact_tree(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact_tree(item, name) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    text = str(value)
-    hidden = redact(name, text)
-    return value if hidden == text else hidden
 
 
 def numbers(data: Mapping[str, object], prefix: str = "") -> dict[str, float]:
