@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mango.checkpoints.exchange import recover, sync_folder, take_place
+from mango import signals
+from mango.checkpoints.exchange import put_in_place, recover, remove_old, sync_folder, take_back
 from mango.checkpoints.failures import write_failure, writing
-from mango.checkpoints.manifest import MANIFEST_NAME, build_manifest, list_files
+from mango.checkpoints.sealing import seal
+from mango.checkpoints.siblings import FILE_MODE, new_sibling, only_writer
 from mango.errors import CheckpointError
 
-_FILE_MODE = 0o644
-_FOLDER_MODE = 0o755
+_filling: set[Path] = set()
+"""New folders that this process fills; what is written there becomes durable when they are sealed."""
 
 
 def write_file(path: Path | str, data: bytes | str) -> None:
     """Write a whole file so that a reader sees the old content or the new one, durably (mode 0644).
+
+    Inside a folder of :func:`replace_folder` it becomes durable together with the rest of that folder.
 
     Args:
         path: the file; missing parent folders are made. A link is followed.
@@ -34,12 +35,16 @@ def write_file(path: Path | str, data: bytes | str) -> None:
     content = data.encode() if isinstance(data, str) else data
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, lock = _new_sibling(path, is_folder=False)
+        if any(path.is_relative_to(folder) for folder in tuple(_filling)):
+            path.write_bytes(content)
+            path.chmod(FILE_MODE)
+            return
+        temporary, lock = new_sibling(path, is_folder=False)
         try:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fchmod(file.fileno(), _FILE_MODE)
+                os.fchmod(file.fileno(), FILE_MODE)
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
@@ -48,6 +53,19 @@ def write_file(path: Path | str, data: bytes | str) -> None:
         finally:
             os.close(lock)
         sync_folder(path.parent)
+
+
+def remove_file(path: Path | str) -> None:
+    """Remove a file, durably; nothing where there is none.
+
+    Raises:
+        CheckpointError: it cannot be removed.
+    """
+    path = Path(path)
+    with writing(path):
+        if path.exists():
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
 
 
 def recover_folder(path: Path | str) -> None:
@@ -66,7 +84,7 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
     """Fill a new folder that takes the place of ``path`` in one step when the body ends without an error.
 
     The new folder is a hidden sibling, locked for as long as this process lives. At the end every file is made
-    durable, ``MANIFEST.json`` with the SHA-256 of every file is written last, and the folder takes the place of the
+    durable, with ``MANIFEST.json`` and its SHA-256 of every file written last, and the folder takes the place of the
     old version. On any error, Ctrl-C included, the new folder is removed and the old version stays. After
     ``kill -9`` the old version stays, and the next replacement removes what was left behind.
 
@@ -77,92 +95,82 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         The new, empty folder to write into.
 
     Raises:
-        CheckpointError: it cannot be written (disk full included); the old version is intact.
+        CheckpointError: it cannot be written (disk full included), or another process writes it; the old version is
+            intact.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path}: is a file; a folder was to be written there. Move it or choose another path")
+    with replace_folders(path) as (folder,):
+        yield folder
+
+
+@contextmanager
+def replace_folders(*paths: Path | str) -> Iterator[tuple[Path, ...]]:
+    """Replace several folders that belong together, as :func:`replace_folder` does one.
+
+    All of them are durable before the first takes its place, and when one cannot, those before it go back.
+
+    Args:
+        paths: the folders, in the order in which they take their places.
+
+    Yields:
+        The new, empty folders to write into, in the order of ``paths``.
+
+    Raises:
+        CheckpointError: one cannot be written, or another process writes it; all old versions are intact.
+    """
+    targets = [Path(os.path.realpath(path)) for path in paths]
+    for path in targets:
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(
+                f"{path}: is a file; a folder was to be written there. Move it or choose another path"
+            )
+    with ExitStack() as held:
+        for path in targets:
+            held.enter_context(only_writer(path))
+        new = {path: held.enter_context(_growing(path)) for path in targets}
+        try:
+            yield tuple(new.values())
+        except OSError as error:
+            for path, temporary in new.items():
+                if error.filename is None or _is_below(error.filename, temporary):
+                    raise write_failure(path, error) from error
+            raise
+        for path, temporary in new.items():
+            with writing(path):
+                seal(temporary)
+        _put_all(new)
+
+
+@contextmanager
+def _growing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
-        temporary, lock = _new_sibling(path, is_folder=True)
+        temporary, lock = new_sibling(path, is_folder=True)
+    _filling.add(temporary)
     try:
-        try:
-            yield temporary
-        except OSError as error:
-            if error.filename is not None and not _is_below(error.filename, temporary):
-                raise
-            raise write_failure(path, error) from error
-        with writing(path):
-            _seal(temporary)
-            take_place(temporary, path)
+        yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
+        _filling.discard(temporary)
         os.close(lock)
+
+
+def _put_all(new: dict[Path, Path]) -> None:
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for path, temporary in new.items():
+            with writing(path):
+                done.append((path, put_in_place(temporary, path)))
+    except BaseException:
+        for path, old in reversed(done):
+            take_back(new[path], path, old)
+        raise
+    for path, old in done:
+        signals.replaced(path)
+        remove_old(old)
 
 
 def _is_below(name: object, folder: Path) -> bool:
     return isinstance(name, str | os.PathLike) and Path(name).absolute().is_relative_to(folder)
-
-
-def _try_lock(path: Path) -> int | None:
-    """Return a descriptor that holds the lock of ``path``, or None when another process holds it or it is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
-
-
-def _new_sibling(path: Path, *, is_folder: bool) -> tuple[Path, int]:
-    """Make a hidden, locked sibling of ``path``; those that dead processes left, whose lock nobody holds, go away."""
-    prefix = f".{path.name}.mango-new-"
-    for stale in sorted(path.parent.glob(f"{glob.escape(prefix)}*")):
-        lock = _try_lock(stale)
-        if lock is not None:
-            try:
-                _remove(stale)
-            finally:
-                os.close(lock)
-    while True:
-        temporary = path.with_name(prefix + secrets.token_hex(4))
-        if is_folder:
-            temporary.mkdir(mode=_FOLDER_MODE)
-        else:
-            temporary.touch(mode=_FILE_MODE, exist_ok=False)
-        lock = _try_lock(temporary)
-        if lock is not None:  # otherwise another process took it for a stale one before it was locked
-            return temporary, lock
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _seal(folder: Path) -> None:
-    """Make everything below ``folder`` durable, then write its manifest."""
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for name in list_files(folder):
-        descriptor = os.open(folder / name, os.O_RDONLY)
-        try:
-            os.fchmod(descriptor, _FILE_MODE)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    for root, folders, _ in os.walk(folder, topdown=False):
-        for name in folders:
-            Path(root, name).chmod(_FOLDER_MODE)
-            sync_folder(Path(root, name))
-    write_file(folder / MANIFEST_NAME, build_manifest(folder))

@@ -47,31 +47,52 @@ def exchange(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(second))
 
 
-def take_place(new: Path, path: Path) -> None:
-    """Put the finished folder ``new`` at ``path``; an old version there is removed afterwards.
+def put_in_place(new: Path, path: Path) -> Path | None:
+    """Put the finished folder ``new`` at ``path``, durably.
 
     With ``renameat2`` the swap is one step. Without it the old version is moved aside, and whoever opens or
     replaces ``path`` after a crash between the two renames brings it back (:func:`recover`).
+
+    Returns:
+        Where the old version lies now (:func:`remove_old`), or None when there was none.
 
     Raises:
         OSError: the renames failed; ``path`` still holds the old version.
     """
     if not path.exists() and _rename_into_free_place(new, path):
         sync_folder(path.parent)
-        return
+        return None
     if exchange(new, path):
         sync_folder(path.parent)
-        shutil.rmtree(new, ignore_errors=True)  # what stays behind is cleaned by the next replacement
-        return
+        return new
     old = aside(path)
     path.rename(old)
     try:
         new.rename(path)
-    except OSError:
+    except BaseException:
         old.rename(path)
         raise
     sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    return old
+
+
+def take_back(new: Path, path: Path, old: Path | None) -> None:
+    """Undo :func:`put_in_place`, which has returned ``old``: the new folder is at ``new`` again.
+
+    Raises:
+        OSError: the old version cannot be moved back.
+    """
+    if old is None or not exchange(old, path):
+        path.rename(new)
+        if old is not None:
+            old.rename(path)
+    sync_folder(path.parent)
+
+
+def remove_old(old: Path | None) -> None:
+    """Remove what :func:`put_in_place` returned; what stays behind is cleaned by the next replacement."""
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _rename_into_free_place(new: Path, path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,8 @@ def list_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in {MANIFEST_NAME, SIGNATURE_NAME})
 
 
-def build_manifest(folder: Path) -> str:
-    """Return the text of the manifest for the files that are below ``folder`` now."""
-    files = {
-        name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size}
-        for name in list_files(folder)
-    }
+def manifest_text(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the text of a manifest of these files, ``{name: {"sha256": ..., "size": ...}}``."""
     return json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1, sort_keys=True) + "\n"
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -15,6 +18,8 @@ import torch
 from mango.checkpoints.durable import write_file
 from mango.checkpoints.failures import writing
 from mango.checkpoints.reader import INDEX_NAME, SINGLE_NAME
+from mango.checkpoints.room import check_room
+from mango.checkpoints.sealing import CHUNK_BYTES, remember_sha256, start_writing
 from mango.errors import CheckpointError
 from mango.tensors import DTYPES, item_bytes, torch_dtype
 
@@ -60,8 +65,9 @@ def write_tensors(
 ) -> list[Path]:
     """Write a checkpoint's weights with no more than one produced tensor, or one piece of it, in memory.
 
-    The space for each file is reserved before anything is computed, so a full disk is found at once. Use it inside
-    :func:`mango.checkpoints.replace_folder` to keep an older version intact.
+    Room for all of it is asked for, and the space for each file reserved, before anything is computed, so a full disk
+    is found at once. Use it inside :func:`mango.checkpoints.replace_folder`, which keeps an older version intact and
+    makes the files durable; their hashes, which it wants, are computed here while the bytes are written.
 
     Args:
         folder: an existing folder.
@@ -81,6 +87,7 @@ def write_tensors(
     folder = Path(folder)
     _check_specs(folder, specs)
     shards = _split(specs, max_shard_bytes)
+    check_room(folder, sum(spec.num_bytes for spec in specs))
     if len(shards) == 1:
         files = [folder / SINGLE_NAME]
     else:
@@ -137,9 +144,10 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
 def _write_shard(file: Path, specs: Sequence[TensorSpec], produce: Produce, metadata: Mapping[str, str]) -> None:
     header = _header(specs, metadata)
     size = len(header) + sum(spec.num_bytes for spec in specs)
-    with file.open("wb") as stream:
+    with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as pool:
         os.posix_fallocate(stream.fileno(), 0, size)
-        stream.write(header)
+        hashed = _HashedFile(stream, pool)
+        hashed.write(memoryview(header))
         for spec in specs:
             produced = produce(spec.name)
             if isinstance(produced, torch.Tensor):
@@ -157,13 +165,44 @@ def _write_shard(file: Path, specs: Sequence[TensorSpec], produce: Produce, meta
                 if written > spec.num_elements:
                     break
                 if piece.numel():
-                    stream.write(_as_bytes(piece))
+                    hashed.write(_as_bytes(piece))
             if written != spec.num_elements:
                 raise CheckpointError(
                     f"{file}: {spec.name!r} was produced with {written} elements or more, not {spec.num_elements}"
                 )
-        stream.flush()
-        os.fsync(stream.fileno())
+    remember_sha256(file, hashed.hexdigest())
+
+
+class _HashedFile:
+    """Writes to a file and hashes what it writes at the same time, on another core; keeps no bytes.
+
+    Args:
+        stream: the file, unbuffered.
+        pool: of one thread, which hashes.
+    """
+
+    def __init__(self, stream: FileIO, pool: ThreadPoolExecutor) -> None:
+        self._stream = stream
+        self._pool = pool
+        self._digest = hashlib.sha256()
+        self._position = 0
+
+    def write(self, data: memoryview) -> None:
+        """Write and hash all of ``data``; the disk begins at once."""
+        hashed = self._pool.submit(self._digest.update, data)
+        try:
+            start = 0
+            while start < len(data):
+                done = self._stream.write(data[start : start + CHUNK_BYTES])
+                start_writing(self._stream.fileno(), self._position, done)
+                start += done
+                self._position += done
+        finally:
+            hashed.result()
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of everything written."""
+        return self._digest.hexdigest()
 
 
 def _as_bytes(piece: torch.Tensor) -> memoryview:

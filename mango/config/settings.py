@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 
 from mango.config.base import Frozen
 from mango.config.explain import describe, near
@@ -36,6 +36,13 @@ class Settings(Frozen):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="device that trains and evaluates")
     cache: Path | None = Field(None, description="folder for converted and downloaded models")
     threads: int | None = Field(None, ge=1, description="threads that torch may use")
+    memory_limit: ByteSize | None = Field(
+        None, ge=1, description="memory that a command and its children may hold, as `8GiB`; more ends it with an error"
+    )
+    time_limit_s: float | None = Field(None, gt=0, description="seconds that a command may run; more ends it")
+    disk_reserve: ByteSize = Field(
+        ByteSize(64 * 2**20), ge=0, description="disk that must stay free beside what is going to be written, in bytes"
+    )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -3,12 +3,23 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from mango.checkpoints import (
+    TensorSpec,
+    recover_folder,
+    replace_folder,
+    replace_folders,
+    verify,
+    write_file,
+    write_tensors,
+)
+from mango.checkpoints import durable as durable_module
 from mango.checkpoints import exchange as exchange_module
-from mango.checkpoints import recover_folder, replace_folder, verify, write_file
 from mango.errors import CheckpointError, IntegrityError
 
 
@@ -118,23 +129,103 @@ def test_leftovers_of_a_killed_file_write_are_removed(tmp_path: Path) -> None:
     assert entries(tmp_path) == [".y.json.mango-new-00000000", "x.json"]
 
 
-def test_many_processes_may_write_one_file_and_one_folder(tmp_path: Path) -> None:
+def test_many_processes_may_write_one_file_and_take_turns_at_one_folder(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom mango.checkpoints import replace_folder, write_file\n"
+        "from mango.errors import CheckpointError\n"
         "root, me = Path(sys.argv[1]), sys.argv[2]\n"
-        "for i in range(15):\n"
-        "    write_file(root / 'file.txt', f'{me} {i}\\n' * 500)\n"
+        "def write(i):\n"
         "    with replace_folder(root / 'out') as new:\n"
         "        write_file(new / 'a.txt', f'{me} {i}')\n"
         "        write_file(new / 'deep' / 'b.txt', f'{me} {i}')\n"
+        "    return True\n"
+        "(root / me).touch()\n"
+        "while not all((root / name).exists() for name in 'pq'): pass\n"
+        "refused = 0\n"
+        "for i in range(15):\n"
+        "    write_file(root / 'file.txt', f'{me} {i}\\n' * 500)\n"
+        "    done = False\n"
+        "    while not done:\n"
+        "        try:\n"
+        "            done = write(i)\n"
+        "        except CheckpointError as error:\n"
+        "            assert 'is writing it; this run changed nothing' in str(error), error\n"
+        "            refused += 1\n"
+        "print(refused)\n"
     )
-    running = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name]) for name in "pq"]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    running = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
+        for name in "pq"
+    ]
+    said = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sum(map(int, said)) > 0  # they did meet
     assert_version(tmp_path / "out", (tmp_path / "out" / "a.txt").read_text())
     lines = (tmp_path / "file.txt").read_text().splitlines()
     assert len(lines) == 500
     assert len(set(lines)) == 1
-    assert entries(tmp_path) == ["file.txt", "out"]
+    assert entries(tmp_path) == ["file.txt", "out", "p", "q"]
+
+
+def test_folders_that_belong_together_are_replaced_together(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with replace_folders(tmp_path / "a", tmp_path / "b") as folders:
+            for new in folders:
+                write_file(new / "a.txt", text)
+                write_file(new / "deep" / "b.txt", text)
+    for name in "ab":
+        assert_version(tmp_path / name, "two")
+    assert entries(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+@pytest.mark.parametrize("older", [True, False])
+def test_when_the_second_folder_cannot_take_its_place_the_first_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool, in_one_step: bool
+) -> None:
+    if not in_one_step:
+        monkeypatch.setattr(exchange_module, "exchange", lambda first, second: False)
+    if older:
+        fill(tmp_path / "a", "old")
+    put = durable_module.put_in_place
+
+    def fail_at_b(new: Path, path: Path) -> Path | None:
+        if path.name == "b":
+            raise OSError(5, "Input/output error", str(path))
+        return put(new, path)
+
+    def replace_both() -> None:
+        with replace_folders(tmp_path / "a", tmp_path / "b") as folders:
+            for new in folders:
+                write_file(new / "a.txt", "new")
+
+    monkeypatch.setattr(durable_module, "put_in_place", fail_at_b)
+    with pytest.raises(CheckpointError, match=r"b: cannot write .*Input/output error"):
+        replace_both()
+    if older:
+        assert_version(tmp_path / "a", "old")
+    assert entries(tmp_path) == (["a"] if older else [])
+
+
+def test_a_file_with_another_name_keeps_its_mode_and_the_others_get_0644(tmp_path: Path) -> None:
+    (tmp_path / "cached").write_text("x")
+    (tmp_path / "cached").chmod(0o444)
+    with replace_folder(tmp_path / "out") as new:
+        (new / "linked").hardlink_to(tmp_path / "cached")
+        (new / "own").write_text("y")
+        (new / "own").chmod(0o600)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("cached", "out/own", "out/MANIFEST.json")]
+    assert modes == [0o444, 0o644, 0o644]
+    verify(tmp_path / "out")
+
+
+def test_a_file_that_changes_after_it_was_hashed_is_hashed_again(tmp_path: Path) -> None:
+    with replace_folder(tmp_path / "out") as new:
+        write_tensors(new, [TensorSpec("a", "F32", (4,))], lambda _: torch.ones(4))
+        weights = new / "model.safetensors"
+        time.sleep(0.01)  # the clock of a file system ticks every few milliseconds
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    verify(tmp_path / "out")
 
 
 def test_without_exchange_two_renames_do_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""The end of writing a folder: every file hashed and durable, with as few waits for the disk as there can be."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import stat
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mango.checkpoints.manifest import MANIFEST_NAME, list_files, manifest_text
+from mango.checkpoints.siblings import FILE_MODE, FOLDER_MODE
+
+CHUNK_BYTES = 1 << 23
+_WAITS = 8  # for the disk, at the same time: a journalling file system then commits once for all of them
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
+
+_Stamp = tuple[int, int, int]
+_known: dict[Path, tuple[_Stamp, str]] = {}
+"""Hashes that were computed while files were written, each with what tells whether the file is still the same."""
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Keep the hash of a file that was just written, so that sealing its folder does not read it again."""
+    _known[path.absolute()] = (_stamp(path.stat()), digest)
+
+
+def start_writing(descriptor: int, start: int, length: int) -> None:
+    """Ask the kernel to begin to write a part of a file to disk, and do not wait; nothing where it cannot."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.sync_file_range(descriptor, ctypes.c_longlong(start), ctypes.c_longlong(length), _START_WRITING)
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of everything below ``folder``, and make all of it durable.
+
+    Each file is hashed while the disk already writes it. A file that has another name too keeps its mode, which the
+    other name shares; every other one gets mode 0644.
+
+    Raises:
+        CheckpointError: something below is neither a file nor a folder.
+        OSError: something cannot be written.
+    """
+    names = list_files(folder)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    places = [folder / name for name in names]
+    folders = [Path(root, name) for root, below, _ in os.walk(folder) for name in below]
+    for path in folders:
+        path.chmod(FOLDER_MODE)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        digests = list(pool.map(_sha256, places))
+    entries = {
+        name: {"sha256": digest, "size": path.stat().st_size}
+        for name, path, digest in zip(names, places, digests, strict=True)
+    }
+    manifest = folder / MANIFEST_NAME
+    manifest.write_text(manifest_text(entries), encoding="utf-8")
+    manifest.chmod(FILE_MODE)
+    with ThreadPoolExecutor(_WAITS) as pool:
+        list(pool.map(_make_durable, [*places, manifest, *folders, folder]))
+
+
+def _stamp(found: os.stat_result) -> _Stamp:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != FILE_MODE:
+            os.fchmod(file.fileno(), FILE_MODE)
+        start_writing(file.fileno(), 0, 0)
+        known = _known.pop(path.absolute(), None)
+        if known is not None and known[0] == _stamp(found):
+            return known[1]
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_durable(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
