@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import ByteSize, Field, SecretStr, ValidationError
 
 from mango.config.base import Frozen
 from mango.config.explain import describe, near
@@ -24,6 +24,7 @@ READ_ELSEWHERE = frozenset(
         "MANGO_LOCK_TIMEOUT_S",
         "MANGO_PARENT_RUN",
         "MANGO_TRACKING",
+        "MANGO_TRUSTED_KEY",
         "MANGO_UPGRADE_URI",
     }
 )
@@ -36,6 +37,8 @@ class Settings(Frozen):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="device that trains and evaluates")
     cache: Path | None = Field(None, description="folder for converted and downloaded models")
     threads: int | None = Field(None, ge=1, description="threads that torch may use")
+    signing_key: Path | None = Field(None, description="private key (PEM) that signs the package; unsigned without one")
+    signing_password: SecretStr | None = Field(None, min_length=1, description="password of that key; never logged")
     memory_limit: ByteSize | None = Field(
         None, ge=1, description="memory that a command and its children may hold, as `8GiB`; more ends it with an error"
     )
