@@ -34,10 +34,6 @@ class IntegrityError(CheckpointError):
     """Bytes differ from the hash that the manifest gives for them."""
 
 
-class ResourceError(MangoError):
-    """A run would need, or has used, more memory, time or disk than it may."""
-
-
 class ArchitectureError(MangoError):
     """A model's blocks cannot be found or used."""
 

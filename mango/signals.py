@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from mango.errors import ResourceError
-
 _END = ("SIGTERM", "SIGHUP")
 _replaced: dict[Path, None] = {}
 _hints: dict[str, None] = {}
@@ -21,6 +19,18 @@ class Terminated(SystemExit):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
+
+
+class OverLimit(SystemExit):
+    """The process has used more memory or time than it may; it exits with 2.
+
+    Args:
+        problem: what was used and what is allowed.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(2)
+        self.problem = problem
 
 
 @contextmanager
@@ -53,7 +63,7 @@ def resumes(hint: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, Terminated, ResourceError):
+    except (KeyboardInterrupt, Terminated, OverLimit):
         _hints[hint()] = None
         raise
 

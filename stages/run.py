@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ Work = Callable[[Stage], Mapping[str, float]]
 def run_stage(name: str, work: Work, *, sections: Sequence[str], help_text: str | None) -> None:
     """Run a stage as a command and exit: 0 when done, 2 after ``error:`` lines, 130 on Ctrl-C, 143 on SIGTERM.
 
-    The stage's metrics and the id of its run go into ``reports/<name>.json`` when everything else is written, so a
-    stage that DVC takes from its cache still names the run that produced it.
+    A second run of the same stage in the same project leaves at once and says who is at work. The stage's metrics and
+    the id of its run go into ``reports/<name>.json`` when everything else is written, so a stage that DVC takes from
+    its cache still names the run that produced it.
 
     Args:
         name: as in dvc.yaml.
@@ -94,7 +96,9 @@ def command_line(name: str, command: Callable[..., None], *, help_text: str | No
     """
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name, help=help_text)(command)
-    sys.exit(run_command(typer.main.get_command(app), sys.argv[1:], f"python -m stages.{name.replace('-', '_')}"))
+    program = f"python -m stages.{name.replace('-', '_')}"
+    again = f"dvc repro {name}" if os.environ.get("DVC_STAGE") == name else None
+    sys.exit(run_command(typer.main.get_command(app), sys.argv[1:], program, again=again))
 
 
 def _run(name: str, work: Work, sections: Sequence[str], path: Path, assignments: Sequence[str]) -> None:
@@ -110,12 +114,12 @@ def _run(name: str, work: Work, sections: Sequence[str], path: Path, assignments
         import torch
 
         torch.set_num_threads(settings.threads)
-    from mango.checkpoints import write_file
+    from mango.checkpoints import only_writer, write_file
     from mango.tracking import stage_run
-    from mango.signals import end_signals_as_exceptions
 
-    with end_signals_as_exceptions(), stage_run(name, params=effective(params, sections)) as run:
+    report_file = REPORTS / f"{name}.json"
+    with only_writer(report_file), stage_run(name, params=effective(params, sections)) as run:
         metrics = dict(work(Stage(name, params, settings, run)))
         run.log_headline(metrics)
         report = {"run_id": run.run_id, "parent_run_id": run.parent_id, **metrics}
-        write_file(REPORTS / f"{name}.json", json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        write_file(report_file, json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n")

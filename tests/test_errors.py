@@ -13,7 +13,6 @@ TREE = {
     "CheckpointError": ("MangoError",),
     "UnsafeFileError": ("CheckpointError",),
     "IntegrityError": ("CheckpointError",),
-    "ResourceError": ("MangoError",),
     "ArchitectureError": ("MangoError",),
     "IncompatibleBlocksError": ("ArchitectureError",),
     "MergeError": ("MangoError",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from typer.core import TyperCommand, TyperGroup
 
 import mango
 from mango import console
+from mango.cli.limits import limits
 from mango.errors import MangoError
 from mango.redaction import guarded_output
+from mango.signals import OverLimit, Terminated, end_signals_as_exceptions, how_to_go_on
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of SIGINT."""
@@ -105,22 +108,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @guarded_output()
-def run(command: Any, arguments: Sequence[str], name: str) -> int:
+def run(command: Any, arguments: Sequence[str], name: str, *, again: str | None = None) -> int:
     """Run a Click command and return its exit code; an error becomes ``error:`` lines on stderr.
 
     Args:
         command: what `typer.main.get_command` returns.
         arguments: the command line after the program's name; ``--debug`` in it shows tracebacks.
         name: the program's name in usage lines.
+        again: what goes on with it after it was ended; the same command line when None.
 
     Returns:
-        0, or 2 for an error that the user can act on, or 130 after Ctrl-C.
+        0; or 2 for an error that the user can act on, or after more memory or time than it may use; or 130 after
+        Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
+    again = shlex.join([*name.split(), *arguments]) if again is None else again
     try:
-        command.main(args=list(arguments), prog_name=name)
+        with end_signals_as_exceptions(), limits(name):
+            command.main(args=list(arguments), prog_name=name)
+    except OverLimit as stop:
+        console.error(stop.problem)
+        console.note(f"ended: {how_to_go_on(again)}")
+        return 2
+    except Terminated as stop:
+        console.note(f"terminated: {how_to_go_on(again)}")
+        return int(str(stop.code))
     except SystemExit as stop:  # how Click ends, a wrong option and Ctrl-C included
         if stop.code == INTERRUPTED:
-            console.note("interrupted: nothing was replaced")
+            console.note(f"interrupted: {how_to_go_on(again)}")
         return stop.code if isinstance(stop.code, int) else 0
     except (MangoError, OSError) as error:
         if "--debug" in arguments:

@@ -85,21 +85,26 @@ def test_a_defect_of_ours_is_not_dressed_up() -> None:
         run(fail)
 
 
-def test_ctrl_c_is_one_line_and_130() -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+                                 (signal.SIGHUP, 129, "terminated")]
+)  # fmt: skip
+def test_a_signal_is_one_line_that_says_how_to_go_on(number: int, code: int, word: str) -> None:
+    program = """
 import sys, time, typer
 from mango.cli import app
-def wait() -> None:
+def wait(name: str) -> None:
     print("ready", flush=True)
     time.sleep(60)
 single = typer.Typer(add_completion=False)
 single.command()(wait)
-sys.exit(app.run(typer.main.get_command(single), [], "test"))
+sys.exit(app.run(typer.main.get_command(single), ["a b"], "test"))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, shown = process.communicate(timeout=30)
-    assert (process.returncode, shown) == (130, "interrupted: nothing was replaced\n")
+    said = f"{word}: nothing was replaced. To go on, run `test 'a b'`: it starts over\n"
+    assert (process.returncode, shown) == (code, said)
