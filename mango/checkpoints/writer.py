@@ -85,26 +85,40 @@ def write_tensors(
             files cannot be written.
     """
     folder = Path(folder)
-    _check_specs(folder, specs)
-    shards = _split(specs, max_shard_bytes)
+    check_specs(folder, specs)
+    shards = split_shards(specs, max_shard_bytes)
     check_room(folder, sum(spec.num_bytes for spec in specs))
-    if len(shards) == 1:
-        files = [folder / SINGLE_NAME]
-    else:
-        files = [folder / f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = [folder / name for name in shard_names(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         with writing(file):
             _write_shard(file, shard, produce, {"format": "pt", **(metadata or {})})
     if len(shards) > 1:
-        weight_map = {spec.name: file.name for file, shard in zip(files, shards, strict=True) for spec in shard}
-        total = {"total_size": sum(spec.num_bytes for spec in specs)}
-        text = json.dumps({"metadata": total, "weight_map": weight_map}, indent=1, sort_keys=True) + "\n"
-        write_file(folder / INDEX_NAME, text)
+        write_file(folder / INDEX_NAME, index_text(shards))
         files.append(folder / INDEX_NAME)
     return files
 
 
-def _check_specs(folder: Path, specs: Sequence[TensorSpec]) -> None:
+def shard_names(count: int) -> list[str]:
+    """Return the names of a checkpoint's weight files."""
+    if count == 1:
+        return [SINGLE_NAME]
+    return [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+
+
+def index_text(shards: Sequence[Sequence[TensorSpec]]) -> str:
+    """Return the index that stands beside several weight files."""
+    names = shard_names(len(shards))
+    weight_map = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
+    total = {"total_size": sum(spec.num_bytes for shard in shards for spec in shard)}
+    return json.dumps({"metadata": total, "weight_map": weight_map}, indent=1, sort_keys=True) + "\n"
+
+
+def check_specs(folder: Path, specs: Sequence[TensorSpec]) -> None:
+    """Refuse tensors that cannot be written.
+
+    Raises:
+        CheckpointError: a name is repeated or cannot be one, or a type is unknown.
+    """
     seen: set[str] = set()
     for spec in specs:
         if spec.name in seen:
@@ -116,7 +130,8 @@ def _check_specs(folder: Path, specs: Sequence[TensorSpec]) -> None:
         seen.add(spec.name)
 
 
-def _split(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
+def split_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
+    """Return the tensors of each weight file, in the order of their bytes."""
     shards: list[list[TensorSpec]] = [[]]
     room = max_shard_bytes
     for spec in specs:
@@ -129,7 +144,8 @@ def _split(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[Tenso
     return [sorted(shard, key=lambda spec: -item_bytes(spec.dtype)) for shard in shards]
 
 
-def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+def shard_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes in front of the tensors of a weight file."""
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
     for spec in specs:
@@ -142,7 +158,7 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
 
 
 def _write_shard(file: Path, specs: Sequence[TensorSpec], produce: Produce, metadata: Mapping[str, str]) -> None:
-    header = _header(specs, metadata)
+    header = shard_header(specs, metadata)
     size = len(header) + sum(spec.num_bytes for spec in specs)
     with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as pool:
         os.posix_fallocate(stream.fileno(), 0, size)
