@@ -2,4 +2,30 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from mango.security.policy import (
+    Place,
+    Policy,
+    Rule,
+    Tier,
+    current_policy,
+    enforced,
+    may_depend_on_bytes,
+    tier_of,
+    user_policy,
+)
+from mango.security.sandbox import Limits, Outcome, run
+
+__all__ = [
+    "Limits",
+    "Outcome",
+    "Place",
+    "Policy",
+    "Rule",
+    "Tier",
+    "current_policy",
+    "enforced",
+    "may_depend_on_bytes",
+    "run",
+    "tier_of",
+    "user_policy",
+]
