@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mango.blocks.store import BlockStore
-from mango.checkpoints import Checkpoint
+from mango.checkpoints import open_model
 
 
 def load_source(
@@ -21,12 +21,9 @@ def load_source(
         device: where to put it.
 
     Raises:
-        CheckpointError: its folder is gone, or a shard in it is missing or cut off.
+        CheckpointError: its folder is gone or cannot be opened; see :func:`mango.checkpoints.open_model`.
         UnknownNameError: the store has no such model.
     """
-    folder = store.tokenizer_folder(name)
-    Checkpoint.open(folder)  # says in one line which shard is missing or cut off
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = open_model(store.tokenizer_folder(name), dtype=dtype)
     model.to(device)  # type: ignore[arg-type]
-    model.train(False)
     return model

@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
+from mango.checkpoints.configurations import check_configuration, read_configuration
+from mango.checkpoints.documents import Bounds, parse_json, read_json
 from mango.checkpoints.durable import recover_folder, remove_file, replace_folder, replace_folders, write_file
 from mango.checkpoints.failures import saving
 from mango.checkpoints.headers import TensorInfo
 from mango.checkpoints.manifest import MANIFEST_NAME, sha256_file, verify
+from mango.checkpoints.opening import open_config, open_model, open_tokenizer, prepared, refuse_other_tensors
+from mango.checkpoints.pickles import convert_pickles, read_report
 from mango.checkpoints.reader import Checkpoint
 from mango.checkpoints.room import check_room, free_bytes, size_of
 from mango.checkpoints.siblings import only_writer
-from mango.checkpoints.sources import ModelSource, resolve
+from mango.checkpoints.sources import ModelSource, admit_hub, default_cache, resolve, tier_of_folder
+from mango.checkpoints.templates import chat_templates, render_template
+from mango.checkpoints.tokenizer_rules import check_tokenizer
 from mango.checkpoints.tokenizers import copy_tokenizer, tokenizer_sha256
+from mango.checkpoints.values import Wrong, check_values, wrong_values
+from mango.checkpoints.vouching import check_hashes
 from mango.checkpoints.writer import TensorSpec, write_tensors
 
 __all__ = [
     "MANIFEST_NAME",
+    "Bounds",
     "Checkpoint",
     "ModelSource",
     "TensorInfo",
     "TensorSpec",
+    "admit_hub",
+    "Wrong",
+    "chat_templates",
+    "check_configuration",
+    "check_hashes",
     "check_room",
+    "check_tokenizer",
+    "check_values",
+    "convert_pickles",
     "copy_tokenizer",
+    "default_cache",
     "free_bytes",
     "only_writer",
+    "open_config",
+    "open_model",
+    "open_tokenizer",
+    "parse_json",
+    "prepared",
+    "read_configuration",
+    "read_json",
+    "read_report",
     "recover_folder",
+    "refuse_other_tensors",
     "remove_file",
+    "render_template",
     "replace_folder",
     "replace_folders",
     "resolve",
     "saving",
     "sha256_file",
     "size_of",
+    "tier_of_folder",
     "tokenizer_sha256",
     "verify",
     "write_file",
     "write_tensors",
+    "wrong_values",
 ]

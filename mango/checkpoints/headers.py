@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mango.checkpoints.failures import reading
+from mango.checkpoints.documents import Bounds, open_plain, parse_json, shown
+from mango.checkpoints.magic import refuse_other
+from mango.checkpoints.names import check_tensor_name
 from mango.errors import CheckpointError, IntegrityError, UnsafeFileError
 from mango.tensors import DTYPES, item_bytes
 
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 250_000
+MAX_RANK = 16
+_BOUNDS = Bounds(MAX_HEADER_BYTES, 8 * MAX_TENSORS, depth=3)
 
 
 @dataclass(frozen=True)
@@ -47,26 +51,30 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: the file cannot be read, or holds an element type that Mango does not read.
         IntegrityError: the file is truncated, malformed, or its ranges overlap, leave holes or end elsewhere.
-        UnsafeFileError: the header is larger than any real one, or a name is empty, repeated or unprintable.
+        UnsafeFileError: the file is of another kind, the header is larger than any real one, or a name is empty,
+            repeated, unprintable or a path.
     """
-    with reading(file), file.open("rb") as stream:
-        size = file.stat().st_size
-        prefix = stream.read(8)
-        if len(prefix) < 8:
+    with open_plain(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        head = stream.read(512)
+        refuse_other(file, head, "safetensors")
+        if len(head) < 8:
             raise IntegrityError(f"{file}: {size} bytes is no safetensors file; copy or download it again")
-        (length,) = struct.unpack("<Q", prefix)
+        (length,) = struct.unpack("<Q", head[:8])
         if length > MAX_HEADER_BYTES:
             raise UnsafeFileError(f"{file}: header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
-        text = stream.read(length)
+        text = head[8 : 8 + length] + stream.read(max(0, length - len(head) + 8))
     if len(text) < length:
         raise IntegrityError(f"{file}: truncated inside its header ({size} bytes); copy or download it again")
     try:
-        document = json.loads(text, object_pairs_hook=lambda pairs: _unique(file, pairs))
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{file}: the header is no JSON ({error}); copy or download it again") from error
-    if not isinstance(document, dict):
-        raise IntegrityError(f"{file}: the header is no JSON object")
-    document.pop("__metadata__", None)
+        document = parse_json(text, f"{file}: header", _BOUNDS)
+    except UnsafeFileError:
+        raise
+    except CheckpointError as error:
+        raise IntegrityError(str(error)) from error
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise IntegrityError(f"{file}: the header's __metadata__ is no mapping of names to text")
     if len(document) > MAX_TENSORS:
         raise UnsafeFileError(f"{file}: {len(document)} tensors; at most {MAX_TENSORS} are read")
     infos = [_tensor(file, name, entry, 8 + length) for name, entry in document.items()]
@@ -75,27 +83,19 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return {info.name: info for info in infos}
 
 
-def _unique(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise UnsafeFileError(f"{file}: the header has {key!r} twice; the file was made to mislead or is damaged")
-        result[key] = value
-    return result
-
-
 def _tensor(file: Path, name: str, entry: Any, base: int) -> TensorInfo:
-    if not name or not name.isprintable():
-        raise UnsafeFileError(f"{file}: tensor name {name!r} is empty or unprintable")
+    check_tensor_name(name, file)
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{file}: the header entry of {name!r} is malformed") from error
     numbers = (*shape, start, end)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers):
-        raise IntegrityError(f"{file}: {name!r} has a shape or range that is no list of natural numbers")
+    if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+        raise IntegrityError(
+            f"{file}: {name!r} has a shape or range that is no list of natural numbers, at most {MAX_RANK} of them"
+        )
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{file}: {name!r} has element type {dtype!r}; known: {', '.join(DTYPES)}")
+        raise CheckpointError(f"{file}: {name!r} has element type {shown(dtype)}; known: {', '.join(DTYPES)}")
     if end - start != math.prod(shape) * item_bytes(dtype):
         raise IntegrityError(f"{file}: {name!r} is {dtype} {list(shape)} but its range holds {end - start} bytes")
     return TensorInfo(name, dtype, shape, file, base + start, base + end)

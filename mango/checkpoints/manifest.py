@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mango.checkpoints.documents import Bounds, read_json
 from mango.checkpoints.failures import reading
 from mango.errors import CheckpointError, IntegrityError
 from mango.security.signing import SIGNATURE_NAME
 
 MANIFEST_NAME = "MANIFEST.json"
 FORMAT_VERSION = 1
+_BOUNDS = Bounds(64 << 20, 1_000_000, depth=4)
 
 
 def sha256_file(path: Path | str) -> str:
@@ -62,13 +64,15 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise IntegrityError(f"{folder}: holds no {MANIFEST_NAME}, so it is no complete output; write it again")
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path, _BOUNDS)
         if document["format_version"] != FORMAT_VERSION:
             raise IntegrityError(
                 f"{path}: format version {document['format_version']!r}; this version of Mango reads {FORMAT_VERSION}"
             )
         return {str(n): {"sha256": str(f["sha256"]), "size": int(f["size"])} for n, f in document["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, IntegrityError):
+            raise
         raise IntegrityError(f"{path}: malformed ({error}); write the folder again") from error
 
 

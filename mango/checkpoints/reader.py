@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mango.checkpoints.configurations import read_configuration
+from mango.checkpoints.documents import Bounds, read_json, shown
 from mango.checkpoints.durable import recover_folder
 from mango.checkpoints.failures import reading
 from mango.checkpoints.headers import TensorInfo, read_header
+from mango.checkpoints.names import check_inside, is_file_name
+from mango.checkpoints.vouching import check_hashes
 from mango.errors import CheckpointError, IntegrityError, UnsafeFileError
 from mango.tensors import torch_dtype
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 64 << 20
+MAX_SHARDS = 10_000
+MAX_TENSORS = 1_000_000
+_INDEX_BOUNDS = Bounds(MAX_INDEX_BYTES, MAX_TENSORS, depth=4)
 
 
 class Checkpoint:
@@ -36,25 +43,38 @@ class Checkpoint:
     def open(cls, folder: Path | str) -> Checkpoint:
         """Open a folder that holds ``model.safetensors`` or its shards and index.
 
+        Every file is checked against the folder's manifest, where there is one, once in a process.
+
         Raises:
             CheckpointError: there is no such folder, or it holds no safetensors weights.
-            IntegrityError: a shard is missing or damaged, or tensors are missing, surplus or in two shards.
-            UnsafeFileError: the index points outside of the folder, or a header was made to mislead.
+            IntegrityError: a shard is missing or damaged, a file differs from its hash, or tensors are missing,
+                surplus or in two shards.
+            UnsafeFileError: the index or a link leads out of the folder, or a header was made to mislead.
+        """
+        opened = cls.open_unhashed(folder)
+        check_hashes(opened.folder)
+        return opened
+
+    @classmethod
+    def open_unhashed(cls, folder: Path | str) -> Checkpoint:
+        """Open a folder as `open` does, for a caller that checks its hashes at another moment.
+
+        Raises:
+            CheckpointError: as `open` does.
+            IntegrityError: as `open` does, hashes left out.
+            UnsafeFileError: as `open` does.
         """
         folder = Path(folder)
         recover_folder(folder)
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such model folder; check the path or run the stage that writes it")
         if (folder / SINGLE_NAME).is_file():
-            return cls(folder, read_header(folder / SINGLE_NAME))
-        if (folder / INDEX_NAME).is_file():
-            return cls(folder, _read_shards(folder))
-        if others := sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}):
-            raise CheckpointError(
-                f"{folder}: holds {others[0]} but no safetensors weights; pickled weights can run code and are not "
-                f"read. Convert them to {SINGLE_NAME} first"
-            )
-        raise CheckpointError(f"{folder}: holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+            tensors = read_header(check_inside(folder / SINGLE_NAME, folder))
+        elif (folder / INDEX_NAME).is_file():
+            tensors = _read_shards(folder)
+        else:
+            raise _no_weights(folder)
+        return cls(folder, tensors)
 
     def names(self) -> list[str]:
         """Return the names of all tensors, sorted."""
@@ -87,23 +107,44 @@ class Checkpoint:
 
         Raises:
             CheckpointError: there is no tensor of that name, or the file cannot be mapped.
+            IntegrityError: the file has changed, or a truth value is neither 0 nor 1.
         """
         info = self.info(name)
         dtype = torch_dtype(info.dtype)
         if info.start == info.end:
             return torch.empty(info.shape, dtype=dtype)
-        raw = self._map(info.file)[info.start : info.end]
+        raw = self.raw(name)
+        if dtype == torch.bool and bool((raw > 1).any()):
+            raise IntegrityError(
+                f"{info.file}: {name!r} is BOOL and holds bytes other than 0 and 1, which mean nothing; save it again"
+            )
         if info.start % dtype.itemsize:
             raw = raw.clone()  # the file does not align it, and torch cannot view it in place
         return raw.view(dtype).view(info.shape)
 
+    def raw(self, name: str) -> torch.Tensor:
+        """Return the bytes of a tensor, mapped, whatever their type says.
+
+        Returns:
+            A one-dimensional tensor of ``uint8``.
+
+        Raises:
+            CheckpointError: there is no tensor of that name, or the file cannot be mapped.
+            IntegrityError: the file has changed.
+        """
+        info = self.info(name)
+        if info.start == info.end:
+            return torch.empty(0, dtype=torch.uint8)
+        return self._map(info.file)[info.start : info.end]
+
     def config(self) -> dict[str, Any]:
-        """Return the content of ``config.json``.
+        """Return the content of ``config.json``, checked.
 
         Raises:
             CheckpointError: it is missing or malformed.
+            UnsafeFileError: it selects code, or asks for more than any real model has.
         """
-        return read_json(self.folder / "config.json")
+        return read_configuration(self.folder)
 
     def __contains__(self, name: object) -> bool:
         """Tell whether there is a tensor of that name."""
@@ -131,42 +172,38 @@ class Checkpoint:
         return self._mapped[file]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        CheckpointError: the file is missing, malformed, or holds no object.
-    """
-    with reading(path):
-        text = path.read_bytes()
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is no JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: holds a {type(document).__name__}; a JSON object was wanted")
-    return document
+def _no_weights(folder: Path) -> CheckpointError:
+    if others := sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}):
+        return CheckpointError(
+            f"{folder}: holds {others[0]} but no safetensors weights; pickled weights can run code and are not "
+            f"read. Convert them to {SINGLE_NAME} first"
+        )
+    return CheckpointError(f"{folder}: holds neither {SINGLE_NAME} nor {INDEX_NAME}")
 
 
 def _read_shards(folder: Path) -> dict[str, TensorInfo]:
-    index = folder / INDEX_NAME
-    weight_map = read_json(index).get("weight_map")
+    index = check_inside(folder / INDEX_NAME, folder)
+    weight_map = read_json(index, _INDEX_BOUNDS).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise IntegrityError(f"{index}: has no weight_map; copy or download the model again")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or file in {"", ".", ".."} or "\\" in file:
-            raise UnsafeFileError(f"{index}: puts {name!r} into {file!r}; a shard lies beside its index")
+        if not is_file_name(file):
+            raise UnsafeFileError(f"{index}: puts {shown(name)} into {shown(file)}; a shard lies beside its index")
         if not file.endswith(".safetensors"):
-            raise UnsafeFileError(f"{index}: puts {name!r} into {file!r}, which is no safetensors file")
+            raise UnsafeFileError(f"{index}: puts {shown(name)} into {shown(file)}, which is no safetensors file")
+    wanted: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        wanted.setdefault(file, set()).add(name)
+    if len(wanted) > MAX_SHARDS:
+        raise UnsafeFileError(f"{index}: names {len(wanted)} shards; at most {MAX_SHARDS} are read")
     tensors: dict[str, TensorInfo] = {}
-    for file in sorted(set(weight_map.values())):
+    for file in sorted(wanted):
         if not (folder / file).is_file():
             raise IntegrityError(f"{folder / file}: shard is missing; copy or download the model again")
-        found = read_header(folder / file)
-        wanted = {name for name, place in weight_map.items() if place == file}
-        if missing := sorted(wanted - set(found)):
+        found = read_header(check_inside(folder / file, folder))
+        if missing := sorted(wanted[file] - set(found)):
             raise IntegrityError(f"{folder / file}: lacks {_some(missing)} that {INDEX_NAME} puts there")
-        if surplus := sorted(set(found) - wanted):
+        if surplus := sorted(set(found) - wanted[file]):
             raise IntegrityError(f"{folder / file}: holds {_some(surplus)} that {INDEX_NAME} does not put there")
         tensors.update(found)
     return tensors

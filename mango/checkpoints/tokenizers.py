@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mango.checkpoints.documents import read_bytes, read_json
 from mango.checkpoints.durable import write_file
 from mango.checkpoints.failures import reading
-from mango.checkpoints.reader import read_json
+from mango.checkpoints.names import check_inside
+from mango.checkpoints.tokenizer_rules import MAX_FILE_BYTES, TOKENIZER_BOUNDS, check_tokenizer
 from mango.errors import CheckpointError
 
 _PATTERNS = (
@@ -47,9 +49,7 @@ def copy_tokenizer(source: Path | str, target: Path | str, *, generation_config:
     if generation_config and (source / "generation_config.json").is_file():
         names.add("generation_config.json")
     for name in sorted(names):
-        with reading(source / name):
-            content = (source / name).read_bytes()
-        write_file(target / name, content)
+        write_file(target / name, read_bytes(check_inside(source / name, source), MAX_FILE_BYTES))
     return sorted(names)
 
 
@@ -64,11 +64,13 @@ def tokenizer_sha256(folder: Path | str) -> str:
 
     Raises:
         CheckpointError: the folder has no tokenizer, or it is malformed.
+        UnsafeFileError: it holds more than any real tokenizer; see :func:`check_tokenizer`.
     """
     folder = Path(folder)
+    check_tokenizer(folder)
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
-        document = read_json(path)
+        document = read_json(path, TOKENIZER_BOUNDS)
         try:
             return _digest(*_of_tokenizer_json(document))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -102,9 +104,9 @@ def _of_tokenizer_json(document: dict[str, Any]) -> tuple[dict[str, int], list[l
 
 
 def _of_vocab_files(folder: Path) -> dict[str, int]:
-    vocabulary = read_json(folder / "vocab.json")
+    vocabulary = read_json(folder / "vocab.json", TOKENIZER_BOUNDS)
     if (folder / "added_tokens.json").is_file():
-        vocabulary.update(read_json(folder / "added_tokens.json"))
+        vocabulary.update(read_json(folder / "added_tokens.json", TOKENIZER_BOUNDS))
     try:
         return {token: int(number) for token, number in vocabulary.items()}
     except (TypeError, ValueError) as error:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mango import console
 from mango.blocks import BlockStore, load_source
+from mango.checkpoints import open_model, open_tokenizer
 from mango.corpus import CorpusParams, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
@@ -85,7 +86,7 @@ def evaluate_all(
     """
     device = torch.device(device)
     fused = _load_fused(subjects.fused, device)
-    tokenizer = AutoTokenizer.from_pretrained(subjects.fused)
+    tokenizer = open_tokenizer(subjects.fused)
     texts = test_texts(corpus, params, tokenizer, seed)
     sources = [fused.layout.experts[0].source]
     sources += [e.source for e in fused.layout.experts[1:] if e.source not in sources]
@@ -165,9 +166,10 @@ NOTES = {
 
 
 def _load_fused(folder: Path, device: torch.device) -> MolForCausalLM:
-    model = MolForCausalLM.from_pretrained(folder, dtype="auto")
+    model = open_model(folder)
+    if not isinstance(model, MolForCausalLM):
+        raise EvaluationError(f"{folder}: holds a {type(model).__name__}, no fused model; run the training stage")
     nn.Module.to(model, device)  # the class's own `to` has no types
-    model.train(False)
     return model
 
 
@@ -185,9 +187,8 @@ def _models(subjects: Subjects, device: torch.device) -> Iterator[tuple[str, str
             if (folder / "config.json").is_file():
 
                 def load(folder: Path = folder) -> nn.Module:
-                    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+                    model = open_model(folder, dtype=torch.float32)
                     nn.Module.to(model, device)
-                    model.train(False)
                     if isinstance(model, MolForCausalLM):
                         model.set_routing("soft")
                     return model

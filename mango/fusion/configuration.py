@@ -7,6 +7,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from mango.checkpoints import check_configuration
 from mango.errors import ConfigError
 from mango.fusion.layout import Layout
 from mango.fusion.params import AdapterParams, RouterParams
@@ -63,6 +64,19 @@ class MolConfig(PretrainedConfig):
         # Of these, older releases of the base class keep none.
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from the content of a ``config.json``, checked first.
+
+        Args:
+            config_dict: the content.
+            kwargs: as every configuration of ``transformers`` takes them.
+
+        Raises:
+            UnsafeFileError: a key selects code, or asks for more than any real model has.
+        """
+        return super().from_dict(check_configuration(config_dict, "config.json"), **kwargs)
 
     def get_layout(self) -> Layout:
         """Return the cuts and experts."""

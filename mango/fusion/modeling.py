@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from mango.architectures import describe
-from mango.errors import CheckpointError, ConfigError
+from mango.checkpoints import prepared, refuse_other_tensors
+from mango.errors import ConfigError
 from mango.fusion.adapters import Adapter
 from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
@@ -119,7 +122,10 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | PathLike[str], *model_args: Any, **kwargs: Any
     ) -> MolForCausalLM:
-        """Open a fused checkpoint; like every ``from_pretrained``, but no tensor may be missing or left over.
+        """Open a fused checkpoint; like every ``from_pretrained``, but of a local folder everything is checked first.
+
+        Headers, index and configuration are checked before anything is built from them, and every file against the
+        folder's manifest, once in a process. No tensor may be missing or left over.
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub id.
@@ -130,28 +136,18 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
             The model in evaluation mode.
 
         Raises:
-            CheckpointError: the tensors are not those that the configuration asks for.
+            CheckpointError: the tensors are not those that the configuration asks for, or a file is malformed.
+            IntegrityError: a file differs from its hash.
+            UnsafeFileError: a file was made to mislead, or selects code.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        opened: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        model, info = opened
-        problems: list[str] = []
-        for words, key in (
-            ("missing", "missing_keys"),
-            ("surplus", "unexpected_keys"),
-            ("misshapen", "mismatched_keys"),
-        ):
-            names = sorted(str(name) for name in info[key])
-            if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                problems.append(f"{words} {', '.join(names[:3])}{more}")
-        if problems:
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path}: its tensors are not those that its config.json wants: "
-                f"{'; '.join(problems)}; bring the checkpoint back or make it again"
+        place = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        with prepared(place) if place.is_dir() else nullcontext():
+            opened: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
+        model, info = opened
+        refuse_other_tensors(pretrained_model_name_or_path, info)
         model.freeze_experts()  # loading makes new parameters
         return opened if wants_info else model  # type: ignore[no-any-return]
 

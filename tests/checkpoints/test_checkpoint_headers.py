@@ -33,7 +33,7 @@ def entry(start: int, end: int, dtype: str = "F32", shape: tuple[int, ...] | Non
         ({"a\x00b": entry(0, 12)}, UnsafeFileError, "empty or unprintable"),
         ([1], IntegrityError, "no JSON object"),
         (b"{", IntegrityError, "no JSON"),
-        (b"[" * 100_000, IntegrityError, "no JSON"),
+        (b"[" * 100_000, UnsafeFileError, "deep"),
         (b"\xff\xfe", IntegrityError, "no JSON"),
     ],
 )

@@ -100,7 +100,7 @@ def test_older_forms_are_told_apart(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("text", ["{", "{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": [[1]]}}'])
 def test_a_malformed_tokenizer_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is no"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: "):
         tokenizer_sha256(tmp_path)
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, pipeline
 
 from mango.checkpoints import replace_folder, verify
-from mango.errors import CheckpointError, EvaluationError, IntegrityError, PackagingError
+from mango.errors import CheckpointError, EvaluationError, IntegrityError, PackagingError, UnsafeFileError
 from mango.packaging import PackageParams, build_package, open_package, read_manifest, verify_package
 from tests.packaging.conftest import save_tiny_checkpoint
 
@@ -211,5 +211,5 @@ def test_code_inside_a_package_is_never_run(fused: Path, facts: dict[str, Any]) 
         (new / "config.json").write_text(json.dumps(config))
         (new / "code.py").write_text("raise SystemExit('ran')")
     package = build_package(fused, fused.parent / "package", **facts)
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(UnsafeFileError, match=r"config\.json: auto_map chooses code"):
         open_package(package)
