@@ -43,6 +43,7 @@ COMMANDS = {
     "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
     "merge": Command("mango.cli.merging:merge", "Merge models of one shape by a YAML document into a checkpoint."),
     "extract-lora": Command("mango.cli.lora:extract_lora", "Extract a LoRA adapter from two models' difference."),
+    "moe": Command("mango.cli.moe:moe", "Assemble dense models into a mixture of experts by a YAML document."),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
     "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),
     "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),

@@ -11,7 +11,10 @@ import torch
 
 from mango.architectures import ComponentMap
 from mango.blocks.layout import lay_out
-from mango.checkpoints import Checkpoint, ModelSource, TensorInfo, resolve
+from mango.checkpoints import Checkpoint, ModelSource, resolve
+from mango.merging.adapters import adapted, find_adapter
+from mango.merging.references import parse_reference
+from mango.merging.tensor_sources import Stored, TensorSource
 
 
 @dataclass(frozen=True)
@@ -22,23 +25,23 @@ class OpenedModel:
         reference: what the user called it.
         source: where it is.
         folder: its local folder.
-        checkpoint: its weights.
+        adapter: folder of the LoRA adapter that is added to its weights, or None.
         config: content of its ``config.json``.
         parts: where the architecture keeps its parts.
-        infos: where each distinct tensor lies, by its name in the model; a tied head is not among them.
+        tensors: each distinct tensor by its name in the model; a tied head is not among them.
     """
 
     reference: str
     source: ModelSource
     folder: Path
-    checkpoint: Checkpoint
+    adapter: Path | None
     config: dict[str, Any]
     parts: ComponentMap
-    infos: dict[str, TensorInfo]
+    tensors: dict[str, TensorSource]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor by its name in the model, mapped from its file."""
-        return self.checkpoint.tensor(self.infos[name].name)
+        """Return a tensor by its name in the model; one that lies in a file is mapped."""
+        return self.tensors[name].load()
 
     @property
     def embeddings(self) -> str:
@@ -51,28 +54,14 @@ class OpenedModel:
         return None if self.parts.head is None or self.parts.tied else f"{self.parts.head}.weight"
 
 
-def source_of(reference: str, models: Mapping[str, ModelSource] | None = None) -> ModelSource:
-    """Return where a model is that a document or a command line names.
-
-    Args:
-        reference: a name from ``models``, a folder, a ``.gguf`` file, or a Hub id with an optional ``@revision``.
-        models: where named models are.
-    """
-    if models and reference in models:
-        return models[reference]
-    name, at, revision = reference.partition("@")
-    if at and revision and not Path(reference).exists():
-        return ModelSource(source=name, revision=revision)
-    return ModelSource(source=reference)
-
-
 def open_model(
     reference: str, models: Mapping[str, ModelSource] | None = None, *, cache: Path | None = None
 ) -> OpenedModel:
     """Find and open a model; only headers are read.
 
     Args:
-        reference: see `source_of`.
+        reference: a name from ``models``, a folder, a ``.gguf`` file, or a Hub id with an optional ``@revision``; any
+            of them with ``+ADAPTER``, which is added to the weights as they are read.
         models: where named models are.
         cache: see :func:`mango.checkpoints.resolve`.
 
@@ -82,12 +71,20 @@ def open_model(
     Raises:
         CheckpointError: it is missing, incomplete, quantised, or cannot be read.
         ArchitectureError: its parts cannot be found.
+        MergeError: the reference is malformed, or the adapter does not fit.
     """
-    source = source_of(reference, models)
+    named = models or {}
+    parsed = parse_reference(reference, named)
+    source = named.get(parsed.model) or ModelSource(source=parsed.model, revision=parsed.revision)
     folder = resolve(source, cache)
     checkpoint = Checkpoint.open(folder)
     layout = lay_out(checkpoint)
     infos = dict(layout.edges)
-    for _, tensors in layout.blocks:
-        infos.update(tensors)
-    return OpenedModel(reference, source, folder, checkpoint, checkpoint.config(), layout.components, infos)
+    for _, block in layout.blocks:
+        infos.update(block)
+    tensors: dict[str, TensorSource] = {name: Stored.of(checkpoint, info, name) for name, info in infos.items()}
+    adapter = None
+    if parsed.lora is not None:
+        adapter = find_adapter(parsed.lora, parsed.lora_revision, cache)
+        tensors = adapted(tensors, adapter)
+    return OpenedModel(reference, source, folder, adapter, checkpoint.config(), layout.components, tensors)

@@ -184,7 +184,7 @@ def _write(
         stored[f"{PREFIX}.{origin.parts.head}.weight"] = origin.embeddings
     specs = [
         *spill.specs(),
-        *(TensorSpec(name, tuned.infos[own].dtype, tuned.infos[own].shape) for name, own in stored.items()),
+        *(TensorSpec(name, tuned.tensors[own].dtype, tuned.tensors[own].shape) for name, own in stored.items()),
     ]
 
     def produce(name: str) -> torch.Tensor:

@@ -56,7 +56,7 @@ def check_same_shape(finetuned: OpenedModel, base: OpenedModel) -> None:
             "save both in one form first"
         )
     else:
-        for name in sorted(finetuned.infos.keys() | base.infos.keys()):
+        for name in sorted(finetuned.tensors.keys() | base.tensors.keys()):
             problems += _tensor_problem(name, finetuned, base)
     if problems:
         more = [f"... and {len(problems) - 20} problems more"] if len(problems) > 20 else []
@@ -65,9 +65,9 @@ def check_same_shape(finetuned: OpenedModel, base: OpenedModel) -> None:
 
 def _tensor_problem(name: str, finetuned: OpenedModel, base: OpenedModel) -> list[str]:
     for model, other in ((finetuned, base), (base, finetuned)):
-        if name not in model.infos:
+        if name not in model.tensors:
             return [f"{model.reference}: has no tensor {name}, {other.reference} has; they are no model and its base"]
-    shapes = finetuned.infos[name].shape, base.infos[name].shape
+    shapes = finetuned.tensors[name].shape, base.tensors[name].shape
     if shapes[0] == shapes[1]:
         return []
     hint = (
@@ -88,13 +88,13 @@ def differing(finetuned: OpenedModel, base: OpenedModel, params: ExtractionParam
         params: what to take.
     """
     model = build_meta(read_config(base.config, str(base.folder)))
-    changed = [name for name in finetuned.infos if not torch.equal(finetuned.tensor(name), base.tensor(name))]
+    changed = [name for name in finetuned.tensors if not torch.equal(finetuned.tensor(name), base.tensor(name))]
     kinds = {name: _kind(name, model, params) for name in changed}
     whole = {_module(name) for name, kind in kinds.items() if kind == "full"}
     factored = {_module(name) for name, kind in kinds.items() if kind in ("linear", "transposed", "embedding")}
     pairs = [
         Pair(name, _module(name), "full" if _module(name) in whole else kinds[name], _module(name) in factored - whole)
-        for name in finetuned.infos
+        for name in finetuned.tensors
         if name in kinds or _module(name) in whole
     ]
     return list(_checked(pairs, model))
