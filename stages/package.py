@@ -13,7 +13,7 @@ from stages.run import GATES, REPORTS, Stage, run_stage
 if TYPE_CHECKING:
     from mango.fusion import FusionParams
     from mango.merging import MergeParams
-    from mango.packaging import DataState, GitState
+    from mango.packaging import GitState
     from stages.params import Params
 
 NAME = "package"
@@ -38,17 +38,19 @@ def package(stage: Stage) -> Mapping[str, float]:
         GateError: the evaluation breaks a bound; the page says which rows and why, and the older package stays.
         PackagingError: an earlier gate did not run or did not pass.
     """
+    from mango import console
     from mango.blocks import BlockStore
     from mango.checkpoints import sha256_file
     from mango.gates import run_metrics_gate
-    from mango.packaging import build_package, git_state, parents_of, verify_package
-    from mango.packaging.manifest import MANIFEST_FILE
+    from mango.packaging import build_package, data_state, git_state, parents_of, verify_package
+    from mango.packaging.manifest import BOM_FILE, MANIFEST_FILE
 
     params = stage.params
     gate = run_metrics_gate(EVALUATION, params.gates, GATES)
     stage.log_gate(gate)
     gate.raise_if_failed()
     git = git_state(Path())
+    password = stage.settings.signing_password
     build_package(
         FUSED,
         OUT,
@@ -60,10 +62,14 @@ def package(stage: Stage) -> Mapping[str, float]:
         data=data_state(params.corpus.path),
         git=git,
         reproduce=command(params, git),
+        signing_key=stage.settings.signing_key,
+        signing_password=password.get_secret_value() if password else None,
     )
     manifest = verify_package(OUT)
+    for warning in manifest.licence_warnings:
+        console.note(f"licences: {warning}")
     stage.run.set_tags({"mango.package_sha256": sha256_file(OUT / MANIFEST_FILE)})
-    for name in (MANIFEST_FILE, "README.md"):
+    for name in (MANIFEST_FILE, BOM_FILE, "README.md"):
         stage.run.log_artifact(OUT / name, "package")
     size = sum(file.bytes for file in manifest.files.values())
     return {"metric": manifest.metric.value, "num_files": len(manifest.files), "num_bytes": size}
@@ -92,16 +98,6 @@ def parent_names(fusion: FusionParams, merge: MergeParams) -> list[str]:
     if MERGED in names:
         names |= set(merge.to_document().references())
     return sorted(names - {MERGED})
-
-
-def data_state(folder: Path) -> DataState:
-    """Return the hashes of the corpus in ``folder``."""
-    from mango.checkpoints import sha256_file
-    from mango.corpus import SPLITS, corpus_sha256, split_path
-    from mango.packaging import DataState
-
-    files = {path.as_posix(): sha256_file(path) for path in (split_path(folder, split) for split in SPLITS)}
-    return DataState(corpus_sha256=corpus_sha256(folder), files=files)
 
 
 def command(params: Params, git: GitState) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from mango.packaging.build import build_package
 from mango.packaging.card import model_card
+from mango.packaging.data_sources import data_state
 from mango.packaging.git import GitState, committed_text, git_state
+from mango.packaging.licences import Licensed, licence_warnings
 from mango.packaging.manifest import (
+    DataSource,
     DataState,
     EvaluationSummary,
     GateResult,
@@ -23,10 +26,12 @@ from mango.packaging.parents import content_sha256, parents_of
 from mango.packaging.reproduce import changes, flat, reproduce_command
 
 __all__ = [
+    "DataSource",
     "DataState",
     "EvaluationSummary",
     "GateResult",
     "GitState",
+    "Licensed",
     "Metric",
     "PackageManifest",
     "PackageParams",
@@ -36,8 +41,10 @@ __all__ = [
     "changes",
     "committed_text",
     "content_sha256",
+    "data_state",
     "flat",
     "git_state",
+    "licence_warnings",
     "metric_value",
     "model_card",
     "open_package",

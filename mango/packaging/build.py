@@ -5,14 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from mango.checkpoints import MANIFEST_NAME, replace_folder, sha256_file, verify, write_file
+import mango
+from mango.checkpoints import replace_folder, sha256_file, verify, write_file
+from mango.checkpoints.sealing import seal
 from mango.errors import PackagingError
 from mango.evaluation.schema import parse
-from mango.packaging.card import model_card
+from mango.packaging.bom import bill_of_materials
+from mango.packaging.card import model_card, package_licence
 from mango.packaging.git import GitState
+from mango.packaging.licences import Licensed, licence_warnings
 from mango.packaging.manifest import (
+    BOM_FILE,
     CARD_FILE,
     MANIFEST_FILE,
     UNLISTED,
@@ -26,6 +31,8 @@ from mango.packaging.manifest import (
     metric_value,
 )
 from mango.packaging.params import PackageParams
+from mango.redaction import hide_secrets, redact_text, redact_tree
+from mango.security.signing import sign_folder
 
 _WEIGHTS = ".safetensors"
 _CHUNK_BYTES = 1 << 20
@@ -43,11 +50,14 @@ def build_package(
     data: DataState,
     git: GitState,
     reproduce: str,
+    signing_key: Path | None = None,
+    signing_password: str | None = None,
 ) -> Path:
     """Build a package from a fused checkpoint.
 
     Weights are hard links to those of the checkpoint where the file system allows it: both are replaced whole and
-    never written in place. Small files are copied.
+    never written in place. Small files are copied. A bill of materials lists what it is made of. Secrets among the
+    parameters, and any of the environment's, are hidden in all that is written.
 
     Args:
         fused: The fused checkpoint, with its own manifest.
@@ -60,6 +70,8 @@ def build_package(
         data: Hashes of the corpus.
         git: State of the code.
         reproduce: The command that makes the package again.
+        signing_key: Private key (PEM) that signs the package; it stays unsigned without one.
+        signing_password: Password of that key.
 
     Returns:
         The package's folder.
@@ -68,6 +80,7 @@ def build_package(
         PackagingError: A gate did not pass, or the metric is not in the evaluation.
         EvaluationError: The evaluation breaks its schema.
         CheckpointError: The checkpoint is missing or damaged, or the package cannot be written.
+        ConfigError: The signing key cannot be used.
     """
     checked = parse(evaluation)
     summary = EvaluationSummary.of(checked)
@@ -76,12 +89,20 @@ def build_package(
         files={},
         git=git,
         data=data,
-        parameters=dict(parameters),
-        parents=tuple(parents),
+        parameters=cast("dict[str, Any]", redact_tree(parameters)),
+        parents=tuple(_without_credentials(parent) for parent in parents),
+        licence_warnings=tuple(
+            licence_warnings(
+                [Licensed(parent.name, parent.licence) for parent in parents],
+                [Licensed(source.name, source.licence) for source in data.sources],
+                package=params.licence,
+                name=params.name,
+            )
+        ),
         evaluation=summary,
         gates=_passed(gates),
         metric=Metric(name=params.metric, value=metric_value(summary, params.metric), mode=params.mode),
-        reproduce=reproduce,
+        reproduce=redact_text(reproduce),
     )
     card = model_card(draft, units=checked.units, licence=params.licence)
     verify(fused)
@@ -89,7 +110,7 @@ def build_package(
     with replace_folder(out) as folder:
         for source in sorted(path for path in fused.rglob("*") if path.is_file()):
             name = source.relative_to(fused).as_posix()
-            if name in UNLISTED or name in (CARD_FILE, MANIFEST_NAME):
+            if name in UNLISTED or name in (CARD_FILE, BOM_FILE):
                 continue
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,17 +118,31 @@ def build_package(
                 linked[name] = source.stat().st_mode & 0o777
             else:
                 _copy(source, target)
-        write_file(folder / CARD_FILE, card)
-        files = {
-            path.relative_to(folder).as_posix(): PackedFile(sha256=sha256_file(path), bytes=path.stat().st_size)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        write_file(folder / MANIFEST_FILE, draft.model_copy(update={"files": files}).text())
+        licence = params.licence or package_licence(parents)
+        bill = bill_of_materials(draft, _listed(folder), licence=licence, version=mango.__version__)
+        write_file(folder / CARD_FILE, hide_secrets(card))
+        write_file(folder / BOM_FILE, hide_secrets(bill))
+        manifest = draft.model_copy(update={"files": _listed(folder)})
+        write_file(folder / MANIFEST_FILE, hide_secrets(manifest.text()))
+        if signing_key is not None:
+            seal(folder)  # writes the folder's own manifest, as leaving this context will again, for it is signed too
+            sign_folder(folder, signing_key, password=signing_password)
     # One file under two names has one mode: a cache that keeps its files read-only must find them so.
     for name, mode in linked.items():
         (out / name).chmod(mode)
     return out
+
+
+def _listed(folder: Path) -> dict[str, PackedFile]:
+    return {
+        path.relative_to(folder).as_posix(): PackedFile(sha256=sha256_file(path), bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _without_credentials(parent: Parent) -> Parent:
+    return parent.model_copy(update={"source": redact_text(parent.source)})
 
 
 def _passed(gates: Mapping[str, bool]) -> dict[str, GateResult]:

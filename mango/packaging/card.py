@@ -39,7 +39,6 @@ _LIMITS = """- The figures above were measured on the test split of this corpus.
 - The model repeats what its parents learned, their errors and biases included. It was not tuned to follow
   instructions, and nothing filters what it writes.
 - Experts share the trunk's tokenizer. Text that it splits badly is modelled badly.
-- The licences of all parents apply together; where one is not declared, ask its author before you publish.
 """
 
 
@@ -63,6 +62,7 @@ def model_card(manifest: PackageManifest, *, units: Units, licence: str | None) 
         f"## Evaluation\n\n{_evaluation(systems, units)}",
         f"## Router\n\n{_router(manifest.parameters)}",
         f"## Parents\n\n{_parents(manifest.parents)}",
+        f"## Licences\n\n{_licences(manifest)}",
         f"## Limitations\n\n{_LIMITS}",
         f"## Provenance\n\n{_provenance(manifest)}",
     ]
@@ -174,6 +174,26 @@ def _parents(parents: Sequence[Parent]) -> str:
         for p in parents
     ]
     return _table(["Name", "Source", "Revision", "Licence", "SHA-256"], rows, 5)
+
+
+def _licences(manifest: PackageManifest) -> str:
+    """Return what the check of licences found, and the licences of the text."""
+    lines = [
+        "The licences of all parents apply together; where one is not declared, ask its author before you publish.",
+        "",
+    ]
+    if manifest.licence_warnings:
+        lines += ["A check against a table of common licences, which is no legal advice, warns:", ""]
+        lines += [f"- {_prose(warning)}" for warning in manifest.licence_warnings]
+    else:
+        lines.append("A check against a table of common licences, which is no legal advice, found nothing to warn of.")
+    if manifest.data.sources:
+        rows = [
+            [_prose(s.name), _prose(s.licence or _UNKNOWN), str(s.documents), _code(s.sha256[:12])]
+            for s in manifest.data.sources
+        ]
+        lines += ["", _table(["Text", "Licence", "Documents", "SHA-256"], rows, 2).rstrip()]
+    return "\n".join([*lines, "", "Everything that is in here, libraries included: `bom.cdx.json` (CycloneDX)."]) + "\n"
 
 
 def _provenance(manifest: PackageManifest) -> str:

@@ -15,11 +15,13 @@ from mango.errors import PackagingError
 from mango.evaluation.schema import Evaluation, Headline, System
 from mango.packaging.git import GitState
 from mango.packaging.params import NAME_PATTERN, Mode
+from mango.security.signing import SIGNATURE_NAME
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_FILE = "mango.json"
 CARD_FILE = "README.md"
-UNLISTED = frozenset({MANIFEST_FILE, MANIFEST_NAME, f"{MANIFEST_FILE}.sig"})
+BOM_FILE = "bom.cdx.json"
+UNLISTED = frozenset({MANIFEST_FILE, MANIFEST_NAME, SIGNATURE_NAME})
 """Files that are written after the manifest, so that it cannot list them."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -57,11 +59,28 @@ class Parent(Frozen):
     sha256: Sha256
 
 
+class DataSource(Frozen):
+    """One source of the corpus.
+
+    Args:
+        name: what the corpus calls it.
+        licence: the licence that its documents declare, several joined by ``AND``; None when they declare nothing.
+        documents: how many there are, in all splits.
+        sha256: hash of its texts, in the order of their ids, with NUL between them.
+    """
+
+    name: str
+    licence: str | None
+    documents: int = Field(ge=0)
+    sha256: Sha256
+
+
 class DataState(Frozen):
-    """The text that trained and evaluated the model: one hash of it all, and one for each file."""
+    """The text that trained and evaluated the model: one hash of it all, one for each file, and its sources."""
 
     corpus_sha256: Sha256
     files: dict[str, Sha256]
+    sources: tuple[DataSource, ...] = ()
 
 
 class GateResult(Frozen):
@@ -100,6 +119,7 @@ class PackageManifest(Frozen):
     data: DataState
     parameters: dict[str, JsonValue]
     parents: tuple[Parent, ...]
+    licence_warnings: tuple[str, ...] = ()
     evaluation: EvaluationSummary
     gates: dict[str, GateResult]
     metric: Metric

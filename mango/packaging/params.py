@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -25,4 +26,7 @@ class PackageParams(Frozen):
     min_delta: float = Field(0.0, ge=0.0, description="improvement on the champion that promotion asks for")
     licence: str | None = Field(
         None, min_length=1, description="SPDX name for the model card; by default what all parents share, else 'other'"
+    )
+    signed_by: Path | None = Field(
+        None, description="public key (PEM); the registry then takes only packages that its private key signed"
     )

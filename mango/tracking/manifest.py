@@ -12,10 +12,11 @@ from typing import Any, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mango.errors import RegistryError
+from mango.security.signing import SIGNATURE_NAME
 
 MANIFEST = "mango.json"
 # Written after the manifest, so it cannot list them: the durable writer's own list, and a signature over it.
-BESIDE = {MANIFEST, "MANIFEST.json", "mango.json.sig"}
+BESIDE = {MANIFEST, "MANIFEST.json", SIGNATURE_NAME}
 
 
 class _Part(BaseModel):

@@ -53,7 +53,14 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         copy_tokenizer(Path("models/tiny/base"), folder)
     Path("data/corpus").mkdir(parents=True)
     for split in ("train", "validation", "test"):
-        pq.write_table(pa.table({"text": [split]}), f"data/corpus/{split}.parquet")
+        columns = {
+            "doc_id": [split],
+            "domain": ["d"],
+            "text": [split],
+            "source": ["tests"],
+            "licence": ["CC-BY-SA-4.0"],
+        }
+        pq.write_table(pa.table(columns), f"data/corpus/{split}.parquet")
     write_file("reports/evaluation.json", EVALUATION.read_bytes())
     for gate in ("blocks", "corpus"):
         write_file(f"reports/gates/{gate}.json", json.dumps({"gate": gate, "passed": True}))
