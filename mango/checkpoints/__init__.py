@@ -5,10 +5,18 @@ from __future__ import annotations
 from mango.checkpoints.configurations import check_configuration, read_configuration
 from mango.checkpoints.documents import Bounds, parse_json, read_json
 from mango.checkpoints.durable import recover_folder, remove_file, replace_folder, replace_folders, write_file
+from mango.checkpoints.examination import Check, Examination, examine_hashes, examine_model
 from mango.checkpoints.failures import saving
 from mango.checkpoints.headers import TensorInfo
 from mango.checkpoints.manifest import MANIFEST_NAME, sha256_file, verify
-from mango.checkpoints.opening import open_config, open_model, open_tokenizer, prepared, refuse_other_tensors
+from mango.checkpoints.opening import (
+    check_tensors,
+    open_config,
+    open_model,
+    open_tokenizer,
+    prepared,
+    refuse_other_tensors,
+)
 from mango.checkpoints.pickles import convert_pickles, read_report
 from mango.checkpoints.reader import Checkpoint
 from mango.checkpoints.room import check_room, free_bytes, size_of
@@ -24,21 +32,26 @@ from mango.checkpoints.writer import TensorSpec, write_tensors
 __all__ = [
     "MANIFEST_NAME",
     "Bounds",
+    "Check",
     "Checkpoint",
+    "Examination",
     "ModelSource",
     "TensorInfo",
     "TensorSpec",
-    "admit_hub",
     "Wrong",
+    "admit_hub",
     "chat_templates",
     "check_configuration",
     "check_hashes",
     "check_room",
+    "check_tensors",
     "check_tokenizer",
     "check_values",
     "convert_pickles",
     "copy_tokenizer",
     "default_cache",
+    "examine_hashes",
+    "examine_model",
     "free_bytes",
     "only_writer",
     "open_config",

@@ -130,7 +130,7 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, inner in items:
         here = (*path, shown(name)[1:-1] if isinstance(name, str) else str(name))
-        key = name if isinstance(value, dict) else path[-1] if path else ""
+        key = name if isinstance(name, str) else path[-1] if path else ""
         yield here, key, inner
         if isinstance(inner, dict | list):
             yield from _walk(inner, here)

@@ -115,6 +115,29 @@ def open_model(folder: Path | str, *, dtype: torch.dtype | str = "auto", finite:
     return loaded
 
 
+def check_tensors(folder: Path | str) -> str:
+    """Check that the tensors of a model folder are those that its configuration asks for; no weight is read.
+
+    Returns:
+        The class of the model.
+
+    Raises:
+        CheckpointError: tensors are missing, surplus or of another shape, or transformers refuses the model.
+        UnsafeFileError: a file was made to mislead.
+    """
+    folder = Path(folder)
+    check_size(read_configuration(folder), Checkpoint.open_unhashed(folder), str(folder / "config.json"))
+    from transformers import AutoModelForCausalLM
+
+    with _building(folder):
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder, device_map="meta", use_safetensors=True, output_loading_info=True, **_CLOSED
+        )
+    model, info = opened
+    refuse_other_tensors(folder, info)
+    return type(model).__name__
+
+
 @contextmanager
 def prepared(folder: Path | str) -> Iterator[Checkpoint]:
     """Check everything of a model folder that can be checked without a model, and let the body load it.

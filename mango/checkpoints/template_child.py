@@ -7,6 +7,7 @@ with its ``kind``. It imports nothing but Jinja and the standard library.
 import json
 import resource
 import sys
+from typing import Any
 
 
 def _limit(seconds: int, memory_bytes: int) -> None:
@@ -17,7 +18,7 @@ def _limit(seconds: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
 
 
-def _render(template: str, messages: list, tokens: dict) -> dict:
+def _render(template: str, messages: list[Any], tokens: dict[str, Any]) -> dict[str, str]:
     from jinja2 import TemplateError
     from jinja2.exceptions import SecurityError
     from jinja2.ext import loopcontrols
@@ -26,8 +27,10 @@ def _render(template: str, messages: list, tokens: dict) -> dict:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def to_json(value: object, **options: object) -> str:
-        kept = {key: options[key] for key in ("ensure_ascii", "indent", "separators", "sort_keys") if key in options}
+    def to_json(value: Any, **options: Any) -> str:
+        kept: dict[str, Any] = {
+            key: options[key] for key in ("ensure_ascii", "indent", "separators", "sort_keys") if key in options
+        }
         return json.dumps(value, **{"ensure_ascii": False, **kept})
 
     environment = ImmutableSandboxedEnvironment(
@@ -69,7 +72,6 @@ def _generation() -> type:
 
 
 if __name__ == "__main__":
-
     _Generation = _generation()
     _limit(int(sys.argv[1]), int(sys.argv[2]))
     given = json.load(sys.stdin)

@@ -61,7 +61,7 @@ def wrong_values(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> 
         if dtype == torch.bool:
             truths = int((checkpoint.raw(name) > 1).sum())
         elif dtype.is_floating_point:
-            for piece in checkpoint.tensor(name).view(-1).split(_PIECE_ELEMENTS):
+            for piece in torch.split(checkpoint.tensor(name).view(-1), _PIECE_ELEMENTS):
                 values = piece.float() if dtype.itemsize == 1 else piece
                 if not bool(torch.isfinite(values).all()):
                     nans += int(values.isnan().sum())

@@ -49,6 +49,7 @@ COMMANDS = {
     "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),
     "keygen": Command("mango.cli.signing:keygen", "Make a pair of keys (ECDSA, P-256) for signatures."),
     "sign": Command("mango.cli.signing:sign", "Sign every file of a folder, after a check that it is whole."),
+    "verify": Command("mango.cli.verify:verify", "Check every file of a folder, and all that the files say."),
     "sync": Command("mango.cli.registry:sync", "Give experiments that ran nothing, or elsewhere, their runs."),
     "repair": Command("mango.cli.repair:repair", "Mend what a killed DVC left behind."),
     "ui": Command("mango.cli.registry:ui", "Open the tracking pages in small form."),

@@ -147,7 +147,7 @@ class MolForCausalLM(PreTrainedModel, GenerationMixin):
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         model, info = opened
-        refuse_other_tensors(pretrained_model_name_or_path, info)
+        refuse_other_tensors(str(pretrained_model_name_or_path), info)
         model.freeze_experts()  # loading makes new parameters
         return opened if wants_info else model  # type: ignore[no-any-return]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mango.packaging.build import build_package
 from mango.packaging.card import model_card
 from mango.packaging.data_sources import data_state
+from mango.packaging.examination import examine
 from mango.packaging.git import GitState, committed_text, git_state
 from mango.packaging.licences import Licensed, licence_warnings
 from mango.packaging.manifest import (
@@ -42,6 +43,7 @@ __all__ = [
     "committed_text",
     "content_sha256",
     "data_state",
+    "examine",
     "flat",
     "git_state",
     "licence_warnings",
