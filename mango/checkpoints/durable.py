@@ -80,7 +80,7 @@ def recover_folder(path: Path | str) -> None:
 
 
 @contextmanager
-def replace_folder(path: Path | str) -> Iterator[Path]:
+def replace_folder(path: Path | str, *, is_output: bool = True) -> Iterator[Path]:
     """Fill a new folder that takes the place of ``path`` in one step when the body ends without an error.
 
     The new folder is a hidden sibling, locked for as long as this process lives. At the end every file is made
@@ -90,6 +90,7 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
 
     Args:
         path: the folder; missing parents are made. A link is followed.
+        is_output: whether a run that ends early tells that it has replaced this, as it does of what it was asked for.
 
     Yields:
         The new, empty folder to write into.
@@ -98,18 +99,19 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         CheckpointError: it cannot be written (disk full included), or another process writes it; the old version is
             intact.
     """
-    with replace_folders(path) as (folder,):
+    with replace_folders(path, are_outputs=is_output) as (folder,):
         yield folder
 
 
 @contextmanager
-def replace_folders(*paths: Path | str) -> Iterator[tuple[Path, ...]]:
+def replace_folders(*paths: Path | str, are_outputs: bool = True) -> Iterator[tuple[Path, ...]]:
     """Replace several folders that belong together, as :func:`replace_folder` does one.
 
     All of them are durable before the first takes its place, and when one cannot, those before it go back.
 
     Args:
         paths: the folders, in the order in which they take their places.
+        are_outputs: see :func:`replace_folder`.
 
     Yields:
         The new, empty folders to write into, in the order of ``paths``.
@@ -138,6 +140,9 @@ def replace_folders(*paths: Path | str) -> Iterator[tuple[Path, ...]]:
             with writing(path):
                 seal(temporary)
         _put_all(new)
+        if are_outputs:
+            for path in targets:
+                signals.replaced(path)
 
 
 @contextmanager
@@ -167,8 +172,7 @@ def _put_all(new: dict[Path, Path]) -> None:
         for path, old in reversed(done):
             take_back(new[path], path, old)
         raise
-    for path, old in done:
-        signals.replaced(path)
+    for _, old in done:
         remove_old(old)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from mango import console
 from mango.checkpoints import saving
 from mango.corpus import Sequences
 from mango.fusion import ExpertParams, FusionParams, Layout, SpanParams
+from mango.training.checkpoints import latest_checkpoint, new_checkpoint, step_of
 from mango.training.params import TrainParams
+from mango.training.state import load_state, save_state
 
 
 def self_stitch(fusion: FusionParams, layout: Layout) -> FusionParams:
@@ -38,8 +41,27 @@ def self_stitch(fusion: FusionParams, layout: Layout) -> FusionParams:
     return fusion.model_copy(update={"experts": experts})
 
 
+@dataclass(frozen=True)
+class ResumedTrunk:
+    """Where the training of the trunk keeps its checkpoints.
+
+    Args:
+        folder: the checkpoints.
+        fingerprint: of everything that the training depends on.
+    """
+
+    folder: Path
+    fingerprint: str
+
+
 def continue_trunk(
-    trunk: PreTrainedModel, sequences: Sequences, train: TrainParams, *, device: torch.device | str
+    trunk: PreTrainedModel,
+    sequences: Sequences,
+    train: TrainParams,
+    *,
+    device: torch.device | str,
+    seed: int,
+    resume: ResumedTrunk | None = None,
 ) -> PreTrainedModel:
     """Train all weights of the trunk on the sequences that the fused model was trained on, once and in the same order.
 
@@ -48,7 +70,10 @@ def continue_trunk(
         sequences: training sequences.
         train: batch size, warm-up, clipping and the trunk's learning rate.
         device: where to train.
+        seed: of dropout, where the trunk has it.
+        resume: where checkpoints are kept every ``train.save_every`` steps and resumed from; none without.
     """
+    set_seed(seed % 2**32)
     trunk.to(device)  # type: ignore[arg-type]
     trunk.train(True)
     trunk.requires_grad_(True)
@@ -62,8 +87,14 @@ def continue_trunk(
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, len(batches) - warmup)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for batch in console.progress(batches, "continued trunk", len(batches)):
+    done = 0
+    if resume is not None:
+        checkpoint = latest_checkpoint(resume.folder, resume.fingerprint)
+        if checkpoint is not None:
+            console.note(f"continued trunk: resuming from step {step_of(checkpoint)} ({checkpoint.as_posix()})")
+            done = load_state(checkpoint, trunk, optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=done - 1)
+    for batch in console.progress(batches[done:], "continued trunk", len(batches) - done):
         for ids in batch.split(train.batch_size):
             ids = ids.to(device)
             loss = trunk(input_ids=ids, labels=ids).loss * (len(ids) / len(batch))
@@ -72,6 +103,10 @@ def continue_trunk(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
+        done += 1
+        if resume is not None and train.save_every and done % train.save_every == 0:
+            with new_checkpoint(resume.folder, done, resume.fingerprint, {}) as new:
+                save_state(new, done, trunk, optimizer)
     trunk.train(False)
     return trunk
 

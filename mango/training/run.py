@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from mango import console
 from mango.blocks import BlockStore, load_source
-from mango.checkpoints import copy_tokenizer, replace_folder, saving, write_file
+from mango.checkpoints import check_room, copy_tokenizer, only_writer, open_tokenizer, replace_folders, saving, write_file
 from mango.corpus import CorpusParams, Sequences, corpus_sha256
 from mango.errors import TrainingError
 from mango.fusion import (
@@ -28,11 +28,13 @@ from mango.fusion import (
     build_fused,
     make_layout,
 )
-from mango.training.controls import continue_trunk, save_ordinary, self_stitch
+from mango.signals import resumes
+from mango.training.checkpoints import KEPT, how_it_resumes, latest_checkpoint, step_of
+from mango.training.controls import ResumedTrunk, continue_trunk, save_ordinary, self_stitch
 from mango.training.data import TokenDataset, mixture
 from mango.training.params import TrainParams
 from mango.training.starts import StartReport, routing_targets, source_losses, start_adapters, start_routers
-from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog, WholeCheckpoints, latest_checkpoint
+from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog
 
 TRAINING_FILE = "training.json"
 
@@ -174,7 +176,6 @@ def _arguments(job: Job, work: Path, device: torch.device | str) -> TrainingArgu
         logging_first_step=True,
         save_strategy="steps" if train.save_every else "no",
         save_steps=train.save_every or 1,
-        save_total_limit=2,
         eval_strategy="steps" if train.validate_every else "no",
         eval_steps=train.validate_every or None,
         seed=job.seed % 2**32,
@@ -232,7 +233,7 @@ def train_one(
     starts = StartReport()
     starts_file = folder / f"starts-{fingerprint[:16]}.json"
     if checkpoint is not None and starts_file.is_file():
-        console.note(f"{what}: resuming from {checkpoint.name}")
+        console.note(f"{what}: resuming from step {step_of(checkpoint)} ({checkpoint.as_posix()})")
         starts = StartReport(**json.loads(starts_file.read_text()))
     else:
         checkpoint = None
@@ -245,20 +246,20 @@ def train_one(
     if job.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     metrics = MetricsLog(log)
-    callbacks: list[Any] = [metrics, WholeCheckpoints(fingerprint)]
     trainer = FusedTrainer(
         train=job.train,
+        fingerprint=fingerprint,
+        resumed=checkpoint,
         model=model,
         args=_arguments(job, folder, device),
         train_dataset=TokenDataset(data.train, train_targets),
         eval_dataset=TokenDataset(data.validation),
-        callbacks=callbacks,
+        callbacks=[metrics],
     )
     trainer.remove_callback(PrinterCallback)
     if job.train.steps and (model.iter_routers() or model.iter_adapters()):
         console.note(f"{what}: training {job.train.steps} steps")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        metrics.recall(trainer.state.log_history)
     last = metrics.curve.setdefault(job.train.steps, {})
     if "validation" not in last:
         last["validation"] = float(trainer.evaluate()["eval_loss"])
@@ -293,29 +294,50 @@ def train_all(
         Headline numbers.
     """
     job.check()
+    check_room(out, _needed_bytes(job, store))
     trunk = job.fusion.trunk
     tokenizer_folder = store.tokenizer_folder(trunk)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = open_tokenizer(tokenizer_folder)
     layout = make_layout(job.fusion, {name: store.model(name).architecture for name in job.model_names()})
-    data = prepare(job, store, tokenizer, device)
-    fused = train_one(job, store, data, what="fused", work=work, device=device, log=log)
-    summary = {"validation_loss": fused.summary["validation"]}
-    with replace_folder(controls) as folder:
+    resumed = resumes(lambda: how_it_resumes(work))
+    with resumed, only_writer(work), replace_folders(controls, out) as (new_controls, new_out):
+        data = prepare(job, store, tokenizer, device)
+        fused = train_one(job, store, data, what="fused", work=work, device=device, log=log)
+        summary = {"validation_loss": fused.summary["validation"]}
+        _save(fused, new_out, tokenizer_folder)
         if job.train.controls.self_stitch:
             stitched = Job(job.seed, job.corpus, self_stitch(job.fusion, layout), job.router, job.adapter, job.train)
             control = train_one(
                 stitched, store, data, what="self_stitch", work=work, device=device, targets_from=fused.model
             )
             summary["self_stitch_validation_loss"] = control.summary["validation"]
-            _save(control, folder / "self_stitch", tokenizer_folder)
+            _save(control, new_controls / "self_stitch", tokenizer_folder)
         if job.train.controls.continued_trunk:
             model = load_source(store, trunk, device=device)
-            save_ordinary(continue_trunk(model, data.train, job.train, device=device), folder / "continued_trunk")
-            copy_tokenizer(tokenizer_folder, folder / "continued_trunk")
-    with replace_folder(out) as folder:
-        _save(fused, folder, tokenizer_folder)
+            resume = ResumedTrunk(work / "continued_trunk", job.fingerprint("continued_trunk", store))
+            trained = continue_trunk(model, data.train, job.train, device=device, seed=job.seed, resume=resume)
+            save_ordinary(trained, new_controls / "continued_trunk")
+            copy_tokenizer(tokenizer_folder, new_controls / "continued_trunk")
     shutil.rmtree(work, ignore_errors=True)
     return summary
+
+
+def _needed_bytes(job: Job, store: BlockStore) -> int:
+    """Return about how much a training writes before its work folder goes away."""
+    sizes = {name: _bytes_of(store, name) for name in job.model_names()}
+    fused, trunk = sum(sizes.values()), sizes[job.fusion.trunk]
+    checkpoints = KEPT + 1 if job.train.save_every else 0
+    total = fused * (1 + checkpoints)
+    if job.train.controls.self_stitch:
+        total += fused * (1 + checkpoints)
+    if job.train.controls.continued_trunk:
+        total += trunk * (1 + 3 * checkpoints)  # weights and the two moments of each
+    return total
+
+
+def _bytes_of(store: BlockStore, name: str) -> int:
+    model = store.model(name)
+    return sum(block.num_bytes for block in model.blocks) + sum(at.end - at.start for at in model.edges)
 
 
 def _save(trained: Trained, folder: Path, tokenizer_folder: Path) -> None:
@@ -324,4 +346,4 @@ def _save(trained: Trained, folder: Path, tokenizer_folder: Path) -> None:
         trained.model.save_pretrained(folder)
     copy_tokenizer(tokenizer_folder, folder)
     record = {"curve": trained.curve, "starts": asdict(trained.starts), "summary": trained.summary}
-    (folder / TRAINING_FILE).write_text(json.dumps(record, indent=1))
+    write_file(folder / TRAINING_FILE, json.dumps(record, indent=1))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from mango import console
 from mango.checkpoints import saving
 from mango.errors import TrainingError
 from mango.fusion import MolForCausalLM, MolOutput
+from mango.training.checkpoints import new_checkpoint, read_state
 from mango.training.losses import balance_loss, entropy_loss, load_of, supervision_loss
 from mango.training.params import TrainParams
 
-COMPLETE = "COMPLETE"
 LogMetrics = Callable[[Mapping[str, float], int], None]
 
 
@@ -27,12 +26,20 @@ class FusedTrainer(Trainer):
 
     Args:
         train: parameters of the training.
+        fingerprint: of everything that the run depends on; it goes into checkpoints.
+        resumed: the checkpoint that `train` is going to resume.
         kwargs: what ``transformers.Trainer`` takes.
     """
 
-    def __init__(self, *, train: TrainParams, **kwargs: Any) -> None:
+    def __init__(
+        self, *, train: TrainParams, fingerprint: str = "", resumed: Path | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.train_params = train
+        self.fingerprint = fingerprint
+        self.resumed = resumed
+        self._saves_into: Path | None = None
+        self.add_callback(_RestoreSums(self))
         self._parts: dict[str, Tensor] = {}
         self._num_parts = 0
         self._loads: list[Tensor] = []
@@ -126,10 +133,58 @@ class FusedTrainer(Trainer):
         return self.optimizer
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Say in one line where a checkpoint has no room."""
+        """Save a checkpoint as one durable folder, with the sums of what is logged next."""
         assert self.args.output_dir is not None
-        with saving(Path(self.args.output_dir)):
-            super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir)
+        step = self.state.global_step
+        sums = {
+            "loss": self._tr_loss.item(),
+            "logged_step": self._globalstep_last_logged,
+            "parts": {name: float(value) for name, value in self._parts.items()},
+            "num_parts": self._num_parts,
+        }
+        with new_checkpoint(folder, step, self.fingerprint, {"sums": sums}) as new:
+            with saving(folder / f"checkpoint-{step}"):
+                self._saves_into = new
+                try:
+                    super()._save_checkpoint(model, trial)
+                finally:
+                    self._saves_into = None
+            made = new / f"checkpoint-{step}"
+            for path in made.iterdir():
+                path.rename(new / path.name)
+            made.rmdir()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Return where checkpoints go: while one is written, into the folder that is not seen yet."""
+        return str(self._saves_into) if self._saves_into is not None else super()._get_output_dir(trial)
+
+    def restore_sums(self) -> None:
+        """Take the sums of what is logged next from the checkpoint that is resumed."""
+        if self.resumed is None:
+            return
+        sums = read_state(self.resumed)["sums"]
+        self._tr_loss.fill_(sums["loss"])
+        self._globalstep_last_logged = sums["logged_step"]
+        self._parts = {name: torch.tensor(value, device=self.args.device) for name, value in sums["parts"].items()}
+        self._num_parts = sums["num_parts"]
+
+
+class _RestoreSums(TrainerCallback):
+    """Restores the sums of a trainer once it has set its own to zero.
+
+    Args:
+        trainer: the trainer.
+    """
+
+    def __init__(self, trainer: FusedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore them."""
+        self.trainer.restore_sums()
 
 
 _WANTED = ("loss", "lm", "balance", "entropy", "adapter", "supervision", "grad_norm", "learning_rate", "eval_loss")
@@ -164,47 +219,18 @@ class MetricsLog(TrainerCallback):
         if "loss" in values and (state.global_step % 10 == 0 or state.global_step in (1, args.max_steps)):
             console.note(f"step {state.global_step}/{args.max_steps}: loss {values['loss']:.3f}")
 
-    def recall(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Complete the curve with what was logged before a run was resumed."""
-        for entry in history:
-            self._take(int(entry.get("step", 0)), entry)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take and hand on what was logged before the checkpoint that is resumed."""
+        for entry in state.log_history:
+            step = int(entry.get("step", 0))
+            values = self._take(step, entry)
+            if values and self.send is not None:
+                self.send(values, step)
 
     def _take(self, step: int, logs: Mapping[str, float]) -> dict[str, float]:
         values = {_RENAMED.get(name, name): float(logs[name]) for name in _WANTED if name in logs}
         if values:
             self.curve.setdefault(step, {}).update(values)
         return values
-
-
-class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint as complete once all of it is on disk.
-
-    Args:
-        fingerprint: of everything that the run depends on; a checkpoint of another run is not resumed.
-    """
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the mark, last."""
-        assert args.output_dir is not None
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        mark = folder / COMPLETE
-        with mark.open("w") as file:
-            file.write(self.fingerprint)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def latest_checkpoint(folder: Path, fingerprint: str) -> Path | None:
-    """Return the newest complete checkpoint of the same run, if there is one."""
-    found: list[tuple[int, Path]] = []
-    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
-        if mark.read_text() == fingerprint:
-            found.append((int(mark.parent.name.rpartition("-")[2]), mark.parent))
-    return max(found)[1] if found else None
