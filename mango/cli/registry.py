@@ -32,12 +32,24 @@ def promote(
     ] = None,
     mode: Annotated[Mode | None, typer.Option(help="Which is better; as the package says if not given.")] = None,
     gate: Annotated[list[str] | None, typer.Option(help="Gate that must have been run; repeat for more.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key whose owner must have signed the package, beside package.signed_by.")
+    ] = None,
+    params: Annotated[
+        Path, typer.Option(help="Parameter file; its package.signed_by says whose signature the registry asks for.")
+    ] = Path("params.yaml"),
     require: Annotated[bool, typer.Option("--require", help="Exit 1 unless the package is champion.")] = False,
     json: _Json = False,
 ) -> None:
     """Register the package and make it champion if it is better."""
     from mango import console, tracking
+    from mango.errors import RegistryError
 
+    asked = _signed_by(params)
+    if asked is not None and key is not None and asked.resolve() != key.resolve():
+        raise RegistryError(
+            f"{params} asks for a signature by the owner of {asked}, --key names {key}: give one of them"
+        )
     result = tracking.promote(
         name,
         package,
@@ -46,6 +58,7 @@ def promote(
         mode=None if mode is None else mode.value,
         gates=gate or (),
         run_id=_run_of(Path("reports/package.json")),
+        key=key or asked,
     )
     if json:
         console.result_json(result.as_dict())
@@ -104,6 +117,22 @@ def ui(
 
     console.note("starting the MLflow UI")
     tracking.serve_ui(port, announce=lambda address: console.result(f"{address}  (Ctrl-C ends it)"))
+
+
+def _signed_by(params: Path) -> Path | None:
+    """Return the key that the parameter file asks for, or None where it asks for none or is not there."""
+    from mango.config import read_document
+    from mango.errors import ConfigError
+
+    if not params.is_file():
+        return None
+    section = read_document(params).data.get("package")  # its schema would cost seconds: it lives beside the models
+    asked = section.get("signed_by") if isinstance(section, dict) else None
+    if asked is None:
+        return None
+    if not isinstance(asked, str):
+        raise ConfigError(f"{params}: package.signed_by: found {asked!r}, wanted the path of a public key")
+    return params.parent / Path(asked).expanduser()
 
 
 def _run_of(report: Path) -> str | None:

@@ -9,11 +9,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mango.errors import RegistryError
+from mango.errors import CheckpointError, RegistryError
+from mango.security.signing import SIGNATURE_NAME, verify_folder
 from mango.tracking.environment import quieten
 from mango.tracking.manifest import (
     BESIDE,
@@ -25,6 +26,7 @@ from mango.tracking.manifest import (
     sha256_of,
 )
 from mango.tracking.settings import TrackingSettings
+from mango.tracking.sources import PACKAGES, check_source, local_folder
 
 _LOGGER = logging.getLogger(__name__)
 _FICLONE = 0x40049409  # linux/fs.h: share extents, copied when either file is written
@@ -32,7 +34,9 @@ _NO_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.EP
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}
 
 
-def store_package(package: Path, manifest: PackageManifest, sha256: str, settings: TrackingSettings) -> str:
+def store_package(
+    package: Path, manifest: PackageManifest, sha256: str, settings: TrackingSettings, keys: Sequence[Path] = ()
+) -> str:
     """Put a package into the artifact store and return its address there.
 
     The folder is named by the SHA-256 of the manifest, so the same package is stored once however often it is
@@ -40,18 +44,27 @@ def store_package(package: Path, manifest: PackageManifest, sha256: str, setting
     the file system has them, else as a hard link, which is made read-only, as DVC does for its cache, since both names
     are one file. Only across file systems are bytes copied, and the log says so. Replacing ``models/package`` later
     does not touch the stored files: DVC and our own writers put new files in place by rename. Hashes are checked on
-    the stored files, so what was registered is what was hashed.
+    the stored files, so what was registered is what was hashed; and so are signatures.
+
+    Args:
+        package: folder with ``mango.json``.
+        manifest: its content.
+        sha256: hash of that file.
+        settings: where the store is.
+        keys: public keys; the owner of each must have signed the package.
 
     Raises:
-        RegistryError: a file is missing, surplus or differs from its hash.
+        RegistryError: a file is missing, surplus or differs from its hash, or the signature is missing or another's.
     """
     if settings.local_artifacts is None:
+        check_signature(package, keys, package)
         return _upload(package, manifest, sha256, settings)
-    target = settings.local_artifacts / "packages" / sha256
+    target = settings.local_artifacts / PACKAGES / sha256
     if target.is_dir():
         check_files(package, manifest)
         check_files(target, manifest)
-        return target.as_uri()
+        if _is_signed_by(target, keys):
+            return target.as_uri()
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{sha256[:12]}-", dir=target.parent))
     try:
@@ -63,13 +76,46 @@ def store_package(package: Path, manifest: PackageManifest, sha256: str, setting
             if how == "copy":
                 _LOGGER.warning("%s: on another file system than %s, so %s was copied", file, target.parent, file.name)
         check_files(staging, manifest)
+        check_signature(staging, keys, package)
         if sha256_of(staging / MANIFEST) != sha256:
             raise RegistryError(f"{package / MANIFEST}: changed while it was registered; try again")
         with contextlib.suppress(FileExistsError):  # another process stored the same bytes first
             _rename_new(staging, target)
+        if staging.is_dir() and keys:  # stored before it was signed
+            for name in sorted(BESIDE - {MANIFEST}):
+                if (staging / name).is_file():
+                    (staging / name).replace(target / name)
+            check_signature(target, keys, package)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target.as_uri()
+
+
+def check_signature(folder: Path, keys: Sequence[Path], shown: Path) -> None:
+    """Check that the owner of every key signed a folder.
+
+    Args:
+        folder: the files.
+        keys: public keys; none asks for nothing.
+        shown: what messages call the folder.
+
+    Raises:
+        RegistryError: there is no signature, it is another's, or a file differs from what was signed.
+    """
+    for key in keys:
+        try:
+            verify_folder(folder, key)
+        except CheckpointError as error:
+            told = str(error).replace(str(folder), str(shown))
+            raise RegistryError(f"{told}. The policy asks for a package that the owner of {key} signed") from error
+
+
+def _is_signed_by(folder: Path, keys: Sequence[Path]) -> bool:
+    try:
+        check_signature(folder, keys, folder)
+    except RegistryError:
+        return False
+    return True
 
 
 def share_file(source: Path, target: Path) -> Literal["reflink", "hardlink", "copy"]:
@@ -96,21 +142,17 @@ def open_package(source: str, settings: TrackingSettings) -> Iterator[Path]:
     """Give a registered package as a local folder: itself, or downloaded for as long as the context lasts.
 
     Raises:
-        RegistryError: the folder is gone, or its files differ from their hashes.
+        RegistryError: the address leaves the store, the folder is gone, its files differ from their hashes, or the
+            owner of ``settings.trusted_key`` did not sign it.
     """
-    if source.startswith("file://"):
-        folder = Path(source.removeprefix("file://"))
-        if not folder.is_dir():
-            raise RegistryError(f"{folder}: the registered package is gone; register it again")
-        check_files(folder, read_manifest(folder)[0])
-        yield folder
-        return
-    quieten(settings)
-    from mlflow.artifacts import download_artifacts
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(download_artifacts(artifact_uri=source, dst_path=temporary))
-        check_files(folder, read_manifest(folder)[0])
+    check_source(source, settings)
+    keys = [] if settings.trusted_key is None else [settings.trusted_key]
+    with _folder_of(source, settings) as folder:
+        manifest, sha256 = read_manifest(folder)
+        if not source.endswith(f"/{sha256}"):
+            raise RegistryError(f"{source}: holds another package than was registered ({sha256}); register it again")
+        check_files(folder, manifest)
+        check_signature(folder, keys, folder)
         yield folder
 
 
@@ -118,10 +160,12 @@ def stored_manifest(source: str, settings: TrackingSettings) -> tuple[PackageMan
     """Return the manifest of a registered package and its SHA-256, without reading the weights.
 
     Raises:
-        RegistryError: it is gone or unreadable.
+        RegistryError: the address leaves the store, or the package is gone or unreadable.
     """
-    if source.startswith("file://"):
-        return read_manifest(Path(source.removeprefix("file://")))
+    check_source(source, settings)
+    folder = local_folder(source, settings)
+    if folder is not None:
+        return read_manifest(folder)
     quieten(settings)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -134,14 +178,32 @@ def stored_manifest(source: str, settings: TrackingSettings) -> tuple[PackageMan
         return parse_manifest(path.read_bytes(), f"{source}/{MANIFEST}"), sha256_of(path)
 
 
+@contextlib.contextmanager
+def _folder_of(source: str, settings: TrackingSettings) -> Iterator[Path]:
+    folder = local_folder(source, settings)
+    if folder is not None:
+        if not folder.is_dir():
+            raise RegistryError(f"{folder}: the registered package is gone; register it again")
+        yield folder
+        return
+    quieten(settings)
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(download_artifacts(artifact_uri=source, dst_path=temporary))
+
+
 def _upload(package: Path, manifest: PackageManifest, sha256: str, settings: TrackingSettings) -> str:
     """Upload to an object store; the manifest goes last, so a folder without one is no package."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     check_files(package, manifest)
-    address = f"{settings.artifact_uri}/packages/{sha256}"
+    address = f"{settings.artifact_uri}/{PACKAGES}/{sha256}"
     repository = get_artifact_repository(address)
-    if any(item.path == MANIFEST for item in repository.list_artifacts()):
+    there = {item.path for item in repository.list_artifacts()}
+    if MANIFEST in there:
+        if SIGNATURE_NAME not in there and (package / SIGNATURE_NAME).is_file():  # stored before it was signed
+            repository.log_artifact(str(package / SIGNATURE_NAME))  # type: ignore[no-untyped-call]
         return address
     beside = sorted(name for name in BESIDE if name != MANIFEST and (package / name).is_file())
     for name in [*sorted(manifest.files), *beside, MANIFEST]:

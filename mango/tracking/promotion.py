@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from mango.errors import RegistryError
 from mango.redaction import redact_text, redact_tree
+from mango.security.keys import fingerprint
 from mango.tracking.locks import store_lock
 from mango.tracking.manifest import DeclaredMetric, PackageManifest, check_gates, metric_value, read_manifest
-from mango.tracking.package_store import store_package, stored_manifest
+from mango.tracking.package_store import open_package, store_package, stored_manifest
 from mango.tracking.settings import TrackingSettings
+from mango.tracking.sources import check_source
 from mango.tracking.store import open_store
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+SIGNED_BY = "mango.signed_by"
 _LONGEST_TAG = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
 
@@ -77,7 +80,14 @@ class RollbackResult:
         return asdict(self)
 
 
-def register(package: Path, name: str, *, settings: TrackingSettings | None = None, run_id: str | None = None) -> int:
+def register(
+    package: Path,
+    name: str,
+    *,
+    settings: TrackingSettings | None = None,
+    run_id: str | None = None,
+    key: Path | None = None,
+) -> int:
     """Register a package as a version of a model; the same package keeps its version.
 
     The version's source is the package in the artifact store (see `package_store.store_package`: no second copy of the
@@ -88,12 +98,14 @@ def register(package: Path, name: str, *, settings: TrackingSettings | None = No
         name: registered model.
         settings: where the registry is; from the environment when None.
         run_id: run that made the package.
+        key: public key whose owner must have signed the package, beside that of ``settings.trusted_key``.
 
     Returns:
         the version.
 
     Raises:
-        RegistryError: the package is damaged, has no metric, holds NaN, or a gate failed.
+        RegistryError: the package is damaged, has no metric, holds NaN, a gate failed, or a signature is missing.
+        ConfigError: a key cannot be read.
     """
     settings = TrackingSettings.from_environment() if settings is None else settings
     _check_name(name)
@@ -101,8 +113,9 @@ def register(package: Path, name: str, *, settings: TrackingSettings | None = No
     _vet(manifest, (), str(package))
     client = open_store(settings)
     with store_lock(settings, "promote"):
-        source = store_package(package, manifest, sha256, settings)
-        return _register(client, name, manifest, sha256, source, run_id)
+        keys = _keys(settings, key)
+        source = store_package(package, manifest, sha256, settings, keys)
+        return _register(client, name, manifest, sha256, source, run_id, keys)
 
 
 def promote(
@@ -115,6 +128,7 @@ def promote(
     gates: Sequence[str] = (),
     settings: TrackingSettings | None = None,
     run_id: str | None = None,
+    key: Path | None = None,
 ) -> PromotionResult:
     """Register a package and make it champion if it beats the champion.
 
@@ -131,10 +145,13 @@ def promote(
         gates: gates that must have been run; every gate in the package must have passed in any case.
         settings: where the registry is; from the environment when None.
         run_id: run that made the package.
+        key: public key whose owner must have signed the package, beside that of ``settings.trusted_key``.
 
     Raises:
-        RegistryError: the package is damaged, has no such metric, holds NaN, or a gate failed or is missing; nothing
-            is registered then. Also when the champion cannot be compared on this metric.
+        RegistryError: the package is damaged, has no such metric, holds NaN, a gate failed or is missing, or a
+            signature is missing or another's; nothing is registered then. Also when the champion cannot be compared on
+            this metric, or lies outside the artifact store.
+        ConfigError: a key cannot be read.
     """
     settings = TrackingSettings.from_environment() if settings is None else settings
     manifest, sha256 = read_manifest(package)
@@ -149,8 +166,9 @@ def promote(
     value = metric_value(manifest, metric, str(package))
     client = open_store(settings)
     with store_lock(settings, "promote"):
-        source = store_package(package, manifest, sha256, settings)
-        version = _register(client, name, manifest, sha256, source, run_id)
+        keys = _keys(settings, key)
+        source = store_package(package, manifest, sha256, settings, keys)
+        version = _register(client, name, manifest, sha256, source, run_id, keys)
         aliases = _aliases(client, name)
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         held = None if champion is None else _value_of(client, name, champion, metric, mode, settings)
@@ -171,7 +189,8 @@ def rollback(name: str, *, settings: TrackingSettings | None = None) -> Rollback
     """Swap ``champion`` and ``previous``, under the lock that promotions take; a second call swaps them back.
 
     Raises:
-        RegistryError: there is no such model, or nothing to go back to.
+        RegistryError: there is no such model, or nothing to go back to; or what would become champion lies outside the
+            store, is no longer what was registered, or is not signed by the owner of ``settings.trusted_key``.
     """
     settings = TrackingSettings.from_environment() if settings is None else settings
     _check_name(name)
@@ -181,6 +200,8 @@ def rollback(name: str, *, settings: TrackingSettings | None = None) -> Rollback
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         if champion is None or previous is None or champion == previous:
             raise RegistryError(f"models:/{name}: has no previous champion, so there is nothing to roll back to")
+        with open_package(str(client.get_model_version(name, str(previous)).source), settings):
+            pass  # it is whole, in its place and signed
         client.set_registered_model_alias(name, PREVIOUS, str(champion))
         client.set_registered_model_alias(name, CHAMPION, str(previous))
     return RollbackResult(name, champion=previous, previous=champion)
@@ -218,6 +239,7 @@ def _value_of(
 ) -> float:
     """Return a registered version's value of a metric: from its tags, else from its own evaluation."""
     found = client.get_model_version(name, str(version))
+    check_source(str(found.source), settings)
     if found.tags.get("mango.metric.name") == metric:
         if found.tags["mango.metric.mode"] != mode:
             raise RegistryError(
@@ -229,20 +251,39 @@ def _value_of(
     return metric_value(stored_manifest(str(found.source), settings)[0], metric, where)
 
 
+def _keys(settings: TrackingSettings, key: Path | None) -> list[Path]:
+    """Return the keys that must have signed: a policy only ever adds to another."""
+    return [given for given in (settings.trusted_key, key) if given is not None]
+
+
 def _register(
-    client: MlflowClient, name: str, manifest: PackageManifest, sha256: str, source: str, run_id: str | None
+    client: MlflowClient,
+    name: str,
+    manifest: PackageManifest,
+    sha256: str,
+    source: str,
+    run_id: str | None,
+    keys: Sequence[Path],
 ) -> int:
     from mlflow.exceptions import MlflowException
 
+    signers = ",".join(dict.fromkeys(fingerprint(key) for key in keys))
     known = _find(client, name, sha256)
     if known is not None:
+        if known.source != source:
+            raise RegistryError(
+                f"models:/{name}/{known.version}: claims to be this package but lies in "
+                f"{redact_text(str(known.source))}, not in {source}; delete that version"
+            )
+        if signers:
+            client.set_model_version_tag(name, str(known.version), SIGNED_BY, signers)
         return int(known.version)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = _tags(manifest, sha256)
+    tags = _tags(manifest, sha256) | ({SIGNED_BY: signers} if signers else {})
     return int(client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0).version)
 
 

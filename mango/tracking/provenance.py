@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mango.errors import RegistryError
 from mango.tracking.package_store import stored_manifest
 from mango.tracking.settings import TrackingSettings
+from mango.tracking.sources import check_source
 from mango.tracking.store import open_store
 
 _ADDRESS = re.compile(r"(?:models:/)?(?P<name>[A-Za-z0-9][\w.-]*)(?:@(?P<alias>[\w.-]+)|/(?P<version>[0-9]+))")
@@ -36,6 +37,7 @@ class Provenance:
         metric: name, value and mode of the metric that it competes on.
         headline: headline figures of its evaluation.
         reproduce: command that makes it again.
+        signed_by: SHA-256 of the public keys that its signature was checked against; None where none was asked for.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Provenance:
     metric: dict[str, Any]
     headline: dict[str, Any]
     reproduce: str
+    signed_by: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as JSON data."""
@@ -67,6 +70,7 @@ class Provenance:
             f"metric      {self.metric['name']} = {self.metric['value']:.6g} ({self.metric['mode']})",
             f"package     {self.package_sha256} ({self.package})",
             f"source      {self.source}",
+            f"signed by   {self.signed_by or '-'}",
             f"run         {self.run_id or '-'}",
             f"git         {self.git_revision or 'none'}{dirty}",
             *_section("data", self.data),
@@ -88,7 +92,8 @@ def why(uri: str, *, settings: TrackingSettings | None = None) -> Provenance:
         settings: where the registry is; from the environment when None.
 
     Raises:
-        RegistryError: the address is malformed, nothing is registered there, or Mango did not register it.
+        RegistryError: the address is malformed, nothing is registered there, Mango did not register it, or what is
+            registered lies outside the artifact store.
     """
     settings = TrackingSettings.from_environment() if settings is None else settings
     match = _ADDRESS.fullmatch(uri)
@@ -133,10 +138,12 @@ def why(uri: str, *, settings: TrackingSettings | None = None) -> Provenance:
         },
         headline=json.loads(tags["mango.headline"]),
         reproduce=tags.get("mango.reproduce") or (f"git checkout {revision} && dvc repro" if revision else "unknown"),
+        signed_by=tags.get("mango.signed_by"),
     )
 
 
 def _state(source: str, sha256: str, settings: TrackingSettings) -> Literal["intact", "changed", "missing"]:
+    check_source(source, settings)
     try:
         return "intact" if stored_manifest(source, settings)[1] == sha256 else "changed"
     except RegistryError:

@@ -24,6 +24,7 @@ _VARIABLES = {
     "parent_run": "MANGO_PARENT_RUN",
     "s3_endpoint_url": "MLFLOW_S3_ENDPOINT_URL",
     "lock_timeout_s": "MANGO_LOCK_TIMEOUT_S",
+    "trusted_key": "MANGO_TRUSTED_KEY",
 }
 
 
@@ -56,6 +57,7 @@ class TrackingSettings(Frozen):
         parent_run: id of an existing run under which stage runs are put, instead of the one that is found.
         s3_endpoint_url: endpoint of an S3 service other than Amazon's.
         lock_timeout_s: how long to wait for another process that migrates, starts a run or promotes, in seconds.
+        trusted_key: public key (PEM); the registry then takes and gives out only packages that its owner signed.
 
     Raises:
         ConfigError: from `from_environment`, naming the variable that is wrong.
@@ -69,6 +71,7 @@ class TrackingSettings(Frozen):
     parent_run: str | None = None
     s3_endpoint_url: str | None = None
     lock_timeout_s: float = Field(default=120.0, gt=0)
+    trusted_key: Path | None = None
 
     @field_validator("root")
     @classmethod
@@ -84,6 +87,11 @@ class TrackingSettings(Frozen):
     @classmethod
     def _anchor_artifacts(cls, value: str, info: ValidationInfo) -> str:
         return _artifact_root(value, info.data.get("root", Path()))
+
+    @field_validator("trusted_key")
+    @classmethod
+    def _anchor_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else info.data.get("root", Path()) / value.expanduser()
 
     @field_validator("parent_run")
     @classmethod

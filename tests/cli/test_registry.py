@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mango.cli import app
+from mango.security.signing import sign_folder
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +113,19 @@ def test_outside_dvc_there_is_nothing_to_sync(capsys: pytest.CaptureFixture[str]
 def test_the_ui_refuses_a_port_that_is_no_port(capsys: pytest.CaptureFixture[str]) -> None:
     assert mango("ui", "--port", "70000") == 2
     assert "Invalid value for '--port'" in capsys.readouterr().err
+
+
+def test_the_parameter_file_says_whose_signature_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mango("keygen", "keys/release.pem") == 0
+    assert capsys.readouterr().out == "keys/release.pub.pem\n"
+    Path("params.yaml").write_text("package: {signed_by: keys/release.pub.pem}\n")
+    assert mango("promote", "tiny") == 2
+    assert "is not signed: it has no model.sig" in capsys.readouterr().err
+    sign_folder(Path("models/package"), Path("keys/release.pem"))
+    assert mango("promote", "tiny") == 0
+    assert mango("promote", "tiny", "--key", "keys/release.pub.pem") == 0
+    assert mango("promote", "tiny", "--key", "keys/release.pem") == 2
+    assert "one package has one signature" in capsys.readouterr().err
+    Path("params.yaml").write_text("package: {signed_by: 3}\n")
+    assert mango("promote", "tiny") == 2
+    assert "package.signed_by: found 3, wanted the path of a public key" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_a_built_package_is_promoted_and_explained(settings: TrackingSettings, p
     assert (result.metric, result.value) == (manifest.metric.name, manifest.metric.value)
     answer = why(f"models:/{manifest.name}@champion", settings=settings)
     assert answer.package == "intact"
-    assert answer.data == manifest.data.model_dump()
+    assert answer.data == manifest.data.model_dump(mode="json")
     assert answer.gates == {"corpus": True, "blocks": True, "metrics": True}
     assert answer.reproduce == manifest.reproduce
     with open_package(answer.source, settings) as folder:
