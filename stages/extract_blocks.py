@@ -30,6 +30,7 @@ def extract_blocks(stage: Stage) -> Mapping[str, float]:
         GateError: the table breaks a bound; the page says which rows and why, and the older store stays.
     """
     from mango.blocks import extract
+    from mango.checkpoints import remove_file, write_file
     from mango.gates import run_blocks_gate
 
     candidate = GATES / TABLE.name
@@ -41,8 +42,8 @@ def extract_blocks(stage: Stage) -> Mapping[str, float]:
         report.raise_if_failed()
 
     store = extract(stage.params.models, STORE, stage.params.extract.mode, check=check)
-    TABLE.parent.mkdir(exist_ok=True)
-    Path(candidate).replace(TABLE)
+    write_file(TABLE, candidate.read_bytes())
+    remove_file(candidate)
     blocks = [block for model in store.manifest.models.values() for block in model.blocks]
     return {
         "num_models": len(store.manifest.models),
