@@ -82,10 +82,12 @@ class Meter:
     Args:
         what: name of the work.
         every_s: seconds between lines when stderr is no terminal.
+        unit: ``"bytes"`` shows steps as sizes.
     """
 
-    def __init__(self, what: str, *, every_s: float = 10.0) -> None:
+    def __init__(self, what: str, *, every_s: float = 10.0, unit: str = "") -> None:
         self._what = what
+        self._unit = unit
         self._every_s = every_s
         self._terminal = sys.stderr.isatty()
         self._start_s = self._shown_s = time.monotonic()
@@ -94,16 +96,21 @@ class Meter:
     def __call__(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` steps are done, if it is time to."""
         now_s = time.monotonic()
+        left_s = (now_s - self._start_s) / max(done, 1) * max(total - done, 0)
         if self._terminal and (now_s - self._shown_s > 0.1 or done == total):
             filled = int(30 * done / max(total, 1))
-            left_s = (now_s - self._start_s) / max(done, 1) * max(total - done, 0)
             bar = f"[{'#' * filled}{'.' * (30 - filled)}]"
-            sys.stderr.write(f"\r{self._what} {bar} {done}/{total} {left_s:.0f} s left\x1b[K")
+            sys.stderr.write(f"\r{self._what} {bar} {self._steps(done, total)}, {left_s:.0f} s left\x1b[K")
             sys.stderr.flush()
             self._shown_s, self._drawn = now_s, True
         elif not self._terminal and now_s - self._shown_s > self._every_s:
-            note(f"{self._what}: {done}/{total}")
+            note(f"{self._what}: {self._steps(done, total)}, {left_s:.0f} s left")
             self._shown_s = now_s
+
+    def _steps(self, done: int, total: int) -> str:
+        if self._unit == "bytes":
+            return f"{done / 1e9:.2f}/{total / 1e9:.2f} GB"
+        return f"{done}/{total}"
 
     def __enter__(self) -> Meter:
         return self

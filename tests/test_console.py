@@ -45,7 +45,7 @@ def test_without_a_terminal_progress_is_a_line_at_intervals(
     clock = itertools.count(step=4.0)
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     assert list(console.progress(range(6), "blocks", 6, every_s=10.0)) == [0, 1, 2, 3, 4, 5]
-    assert capsys.readouterr() == ("", "blocks: 3/6\nblocks: 6/6\n")
+    assert capsys.readouterr() == ("", "blocks: 3/6, 12 s left\nblocks: 6/6, 0 s left\n")
 
 
 def test_on_a_terminal_progress_is_a_bar_that_ends_its_line(

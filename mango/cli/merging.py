@@ -1,20 +1,34 @@
-"""``mango merge``: merge models by a document."""
+"""``mango merge``: merge models by documents."""
 
 from __future__ import annotations
 
+import logging
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from mango.checkpoints import ModelSource
-    from mango.merging import MergePlan
+    from mango.merging import MergeDocument
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 
 
 def merge(
-    document: Annotated[Path, typer.Argument(help="YAML document that says what to merge and how.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the merged checkpoint; replaced when the merge is done.")],
+    documents: Annotated[
+        list[Path], typer.Argument(help="YAML documents that say what to merge and how.", metavar="DOCUMENT...")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the merged checkpoint, replaced when the merge is done; of several documents, "
+            "the folder of their folders."
+        ),
+    ],
     models: Annotated[
         Path | None, typer.Option(help="YAML file whose section `models` says where names are, as params.yaml does.")
     ] = None,
@@ -22,27 +36,95 @@ def merge(
         bool, typer.Option("--plan", help="Only show what would be read, computed and written.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Annotated[
+        str, typer.Option(help="Where to compute: cpu, cuda for all GPUs, cuda:0,cuda:1, or auto.")
+    ] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that merge; by default one a processor.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, as 5G or 500M bytes.")] = "5G",
 ) -> None:
-    """Merge models of one shape by a YAML document into a checkpoint."""
+    """Merge models by YAML documents into checkpoints."""
     from mango import console
     from mango.config import Settings
-    from mango.merging import load_document, plan
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    settings = Settings.from_environ()
+    size = _size(max_shard_size)
+    from mango.merging import load_documents
     from mango.merging import merge as merge_models
 
-    settings = Settings.from_environ()
-    loaded = load_document(document)
+    loaded: dict[str, MergeDocument] = {}
+    for path in documents:
+        found = load_documents(path)
+        fresh = {path.stem: next(iter(found.values()))} if len(found) == 1 else found
+        if twice := sorted(set(fresh) & set(loaded)):
+            raise typer.BadParameter(f"two documents are called {twice[0]!r}: rename a file, or give them names")
+        loaded.update(fresh)
+    places = {name: out / Path(name).name if len(loaded) > 1 else out for name in loaded}
     named = {} if models is None else _models(models)
-    if only_plan:
-        facts = _facts(plan(loaded, named, cache=settings.cache))
-    else:
-        with console.Meter(f"merge into {out}") as meter:
-            report = merge_models(loaded, out, named, cache=settings.cache, on_tensor=meter)
-        facts = report.to_dict()
+    run: dict[str, Any] = {"cache": settings.cache, "threads": threads or settings.threads}
+    facts: list[dict[str, Any]] = []
+    if only_plan or len(loaded) > 1:  # every error of every document shows before the first weight is read
+        facts = _plans(loaded, places, named, run)
+    if not only_plan:
+        facts = []
+        for name, place in places.items():
+            with console.Meter(f"merge into {place}", unit="bytes") as meter:
+                report = merge_models(
+                    loaded[name], place, named, **run, device=device, max_shard_bytes=size, on_bytes=meter
+                )
+            facts.append(report.to_dict())
     if as_json:
-        console.result_json(facts)
-    else:
-        shown = [[name, _shown(value)] for name, value in facts.items() if name != "notes"]
+        console.result_json(facts[0] if len(loaded) == 1 else facts)
+        return
+    for fact in facts:
+        shown = [[name, _shown(name, value)] for name, value in fact.items() if name not in ("notes", "tensors")]
         console.result(console.table(shown, ["merge", "value"]))
+        if only_plan:
+            rows = [[t["name"], t["dtype"], "x".join(map(str, t["shape"])), t["method"]] for t in fact["tensors"]]
+            console.result("\n" + console.table(rows, ["tensor", "type", "shape", "method"]))
+            for note in fact["notes"]:
+                console.note(note)
+
+
+def merge_alone() -> None:
+    """Run ``mango merge`` under the name of a command of its own."""
+    from mango.cli.app import load_command, run
+
+    sys.exit(run(load_command("merge"), sys.argv[1:], "mol-merge"))
+
+
+def _plans(
+    loaded: Mapping[str, MergeDocument],
+    places: Mapping[str, Path],
+    named: Mapping[str, ModelSource],
+    run: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    from mango.errors import MangoError, MergeError
+    from mango.merging.engine import check_output
+    from mango.merging.estimate import describe, estimate
+    from mango.merging.plan import plan
+
+    facts, problems = [], []
+    for name, document in loaded.items():
+        try:
+            planned = plan(document, named, cache=run["cache"])
+            check_output(planned, places[name])
+            facts.append(describe(planned, estimate(planned, run["threads"]), places[name]))
+        except MangoError as error:
+            prefix = f"{name}: " if len(loaded) > 1 else ""
+            problems += [f"{prefix}{line}" for line in str(error).splitlines()]
+    if problems:
+        raise MergeError("\n".join(problems))
+    return facts
+
+
+def _size(text: str) -> int:
+    """Return the bytes that ``5G`` or ``500M`` mean."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGBT]?)B?", text.strip().upper())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r} is no size: wanted a number with K, M or G behind it, such as 5G")
+    return size
 
 
 def _models(path: Path) -> dict[str, ModelSource]:
@@ -57,20 +139,10 @@ def _models(path: Path) -> dict[str, ModelSource]:
     return dict(vars(validate(schema, section).value)["models"])
 
 
-def _facts(planned: MergePlan) -> dict[str, object]:
-    return {
-        "method": planned.document.merge_method,
-        "models": {name: model.source.source for name, model in planned.inputs.items()},
-        "tokenizer": planned.tokenizer,
-        "tied": planned.tied,
-        "num_tensors": len(planned.tensors),
-        "num_parameters": planned.num_parameters,
-        "num_bytes": planned.num_bytes,
-        "notes": list(planned.notes),
-    }
-
-
-def _shown(value: object) -> str:
+def _shown(name: str, value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(name if name == place else f"{name} ({place})" for name, place in value.items())
+        pairs = ((key, "unknown" if inner is None else _shown(name, inner)) for key, inner in value.items())
+        return ", ".join(key if key == inner else f"{key} ({inner})" for key, inner in pairs)
+    if isinstance(value, int) and not isinstance(value, bool) and (name.endswith("_bytes") or name == "dtypes"):
+        return f"{value / 1e9:.3f} GB"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mango.merging.document import MergeDocument, load_document
-from mango.merging.engine import MergeReport, merge
+from mango.merging.document import MergeDocument
+from mango.merging.engine import MergeReport, merge, merge_tensors
+from mango.merging.loading import load_document, load_documents
 from mango.merging.params import MergeParams
 from mango.merging.plan import MergePlan, plan
 from mango.merging.registry import MERGERS, MergeMethod, merge_method
@@ -18,7 +19,9 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "load_document",
+    "load_documents",
     "merge",
     "merge_method",
+    "merge_tensors",
     "plan",
 ]

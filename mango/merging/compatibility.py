@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mango.errors import MergeError
+from mango.merging.alignment import section_of
 from mango.merging.document import MergeDocument
 from mango.merging.inputs import Input
+from mango.merging.vocabularies import conflict
 
-_MUST_AGREE = ("model_type", "width", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size")
+_MUST_AGREE = (
+    "hidden_size",
+    "n_embd",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_experts",
+    "num_local_experts",
+)
 _MAY_DIFFER = {
     "_name_or_path",
     "transformers_version",
@@ -17,31 +30,42 @@ _MAY_DIFFER = {
     "use_cache",
     "architectures",
     "tie_word_embeddings",
+    "vocab_size",
 }
 
 
 def check_compatible(document: MergeDocument, inputs: Mapping[str, Input]) -> None:
-    """Check that models are of one architecture and vocabulary, and that slices lie inside of them.
+    """Check that models are of one architecture and vocabulary.
 
     Raises:
         MergeError: one line for each problem.
     """
-    problems = [*_architecture_problems(document, inputs), *_tensor_problems(document, inputs)]
-    problems += [*_tokenizer_problems(document, inputs), *_range_problems(document, inputs)]
+    problems = [*_architecture_problems(document, inputs), *_head_problems(inputs)]
+    if not problems:
+        problems += _tensor_problems(document, inputs)
+    problems += _tokenizer_problems(document, inputs)
     if problems:
         raise MergeError("\n".join(problems))
 
 
-def config_notes(lead: Input, inputs: Mapping[str, Input]) -> Iterator[str]:
-    """Yield a note for each model whose configuration differs from the lead's, which is the one kept."""
-    ignored = {*_MAY_DIFFER, lead.layers_key}
+def config_notes(lead: Input, inputs: Mapping[str, Input], counted: set[str]) -> Iterator[str]:
+    """Yield a note for each model whose configuration differs from the lead's, which is the one kept.
+
+    Args:
+        lead: the model that gives the configuration.
+        inputs: all models.
+        counted: keys that the output has a value of its own for.
+    """
+    ignored = {*_MAY_DIFFER, *counted}
     for model in inputs.values():
+        if not model.config:
+            continue
         keys = sorted(
             key for key in {*lead.config, *model.config} - ignored if lead.config.get(key) != model.config.get(key)
         )
         if keys:
             yield (
-                f"config.json of model {model.reference!r} differs from that of {lead.reference!r} in "
+                f"config.json of model {model.key!r} differs from that of {lead.key!r} in "
                 f"{', '.join(keys)}; the latter is kept"
             )
 
@@ -49,50 +73,98 @@ def config_notes(lead: Input, inputs: Mapping[str, Input]) -> Iterator[str]:
 def _architecture_problems(document: MergeDocument, inputs: Mapping[str, Input]) -> Iterator[str]:
     lead = next(iter(inputs.values()))
     for model in inputs.values():
-        fields = [*_MUST_AGREE, *(["num_blocks"] if document.slices is None else [])]
+        if not model.config or not lead.config:
+            continue
+        words = ["model_type", *(f for f in _MUST_AGREE if f in _text(model.config) and f in _text(lead.config))]
         differing = [
-            f"{field} {getattr(model.parts, field)!r} against {getattr(lead.parts, field)!r}"
-            for field in fields
-            if getattr(model.parts, field) != getattr(lead.parts, field)
+            f"{word} {_value(model, word)!r} against {_value(lead, word)!r}"
+            for word in words
+            if _value(model, word) != _value(lead, word)
         ]
+        lengths = [one.stacks for one in (model, lead)]
+        if document.slices is None and document.modules is None and not differing and lengths[0] != lengths[1]:
+            shown = [", ".join(f"{count} in {stack}" for stack, count in one.items()) or "none" for one in lengths]
+            differing.append(f"blocks: {shown[0]} against {shown[1]}")
         if differing:
             yield (
-                f"model {model.reference!r} is of another architecture than {lead.reference!r} "
+                f"model {model.key!r} is of another architecture than {lead.key!r} "
                 f"({'; '.join(differing)}): only models of one architecture can be merged"
             )
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _value(model: Input, word: str) -> Any:
+    return model.config.get(word) if word == "model_type" else _text(model.config).get(word)
+
+
+def _head_problems(inputs: Mapping[str, Input]) -> Iterator[str]:
+    """Find models whose configuration speaks of a head of its own, and whose weights have none."""
+    for model in inputs.values():
+        names = [str(name) for name in model.config.get("architectures") or ()]
+        generates = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names)
+        if generates and not model.tied and model.head is None and model.embedding is not None:
+            others = [other for other in inputs.values() if other.head is not None]
+            if others:
+                yield (
+                    f"model {model.key!r}: config.json says that the head is a tensor of its own, and the weights have "
+                    f"none ({model.place}): set tie_word_embeddings: true there if it is the embedding"
+                )
 
 
 def _tensor_problems(document: MergeDocument, inputs: Mapping[str, Input]) -> Iterator[str]:
     """Find tensors that a model has beyond those of the lead; what it lacks shows when the outputs are planned."""
     lead = next(iter(inputs.values()))
-    if document.slices is not None or any(model.parts.model_type != lead.parts.model_type for model in inputs.values()):
+    if document.slices is not None or document.modules is not None:
         return
+    known = {*lead.tensors, lead.head, *([] if lead.spare_head is None else [lead.spare_head.name])}
     for model in inputs.values():
-        known = {*lead.tensors, lead.head}
-        if surplus := sorted(info.name for place, info in model.tensors.items() if place not in known):
-            more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
-            lacking = f"that {lead.reference!r} does not have ({model.folder})"
-            yield f"model {model.reference!r} has {surplus[0]}{more} {lacking}"
+        heads = {model.head} if lead.tied else set()
+        surplus = sorted(set(model.tensors) - known - heads)
+        if not surplus:
+            continue
+        more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
+        where = f" ({model.folder})" if model.folder else ""
+        advice = ""
+        if all(name.endswith(".bias") for name in surplus):
+            advice = f"; name {model.key!r} as base_model, whose configuration has these biases"
+        yield f"model {model.key!r} has {surplus[0]}{more} that {lead.key!r} does not have{where}{advice}"
 
 
 def _tokenizer_problems(document: MergeDocument, inputs: Mapping[str, Input]) -> Iterator[str]:
-    lead = next(iter(inputs.values()))
-    others = [model.reference for model in inputs.values() if model.tokenizer_sha256 != lead.tokenizer_sha256]
-    if others:
-        union = "; tokenizer_source: union would need new embeddings, which no method here makes"
-        yield (
-            f"the tokenizer of model {', '.join(map(repr, others))} is not that of {lead.reference!r}: the same id "
-            f"stands for different tokens, so their embeddings cannot be merged. Merge models of one vocabulary"
-            f"{union if document.tokenizer_source == 'union' else ''}"
-        )
+    if section_of(document) is not None:
+        return
+    known = [model for model in inputs.values() if model.vocabulary is not None]
+    for model in known[1:]:
+        assert model.vocabulary is not None
+        assert known[0].vocabulary is not None
+        found = conflict(known[0].vocabulary, model.vocabulary)
+        if found is not None:
+            yield (
+                f"the tokenizer of model {model.key!r} is not that of {known[0].key!r} ({found}): the same id stands "
+                "for different tokens, so their embeddings cannot be merged. Bring them to one vocabulary with "
+                "tokenizer: {source: union} or {source: base}"
+            )
 
 
-def _range_problems(document: MergeDocument, inputs: Mapping[str, Input]) -> Iterator[str]:
-    for i, piece in enumerate(document.slices or ()):
-        for j, source in enumerate(piece.sources):
-            num_blocks = inputs[source.model].parts.num_blocks
-            if source.layer_range[1] > num_blocks:
-                yield (
-                    f"slices.{i}.sources.{j}.layer_range: {list(source.layer_range)} goes beyond the {num_blocks} "
-                    f"blocks of model {source.model!r}"
-                )
+def vocabulary_notes(inputs: Mapping[str, Input]) -> Iterator[str]:
+    """Yield what a person should know of models without a tokenizer, or with more tokens than others."""
+    known = [model for model in inputs.values() if model.vocabulary is not None]
+    lacking = [model.key for model in inputs.values() if model.vocabulary is None and model.config]
+    if known and lacking:
+        yield f"model {', '.join(map(repr, lacking))} has no tokenizer: it is taken to have that of {known[0].key!r}"
+    elif lacking:
+        yield "no model has a tokenizer: none is written"
+    for model in known[1:]:
+        first, other = known[0].vocabulary, model.vocabulary
+        assert first is not None
+        assert other is not None
+        if not other.same_bytes(first) and other.digest != first.digest:
+            sizes = f"{len(other.tokens)} tokens against {len(first.tokens)}"
+            yield (
+                f"the tokenizer of model {model.key!r} has other tokens than that of {known[0].key!r} ({sizes}), but "
+                "no id stands for two: embeddings are merged row by row"
+            )

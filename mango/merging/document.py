@@ -2,184 +2,258 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_serializer, model_validator
 
-from mango.config import Document, Frozen, Problem, near, read_document, refuse, validate
+from mango.config import Document, Frozen, refuse, validate
 from mango.merging import methods as _built_in  # noqa: F401  # registers the built-in methods
-from mango.merging.registry import MERGERS, MergeMethod
-from mango.merging.settings import HINTS, check_parameters
+from mango.merging.references import reference_text
 
-DTypeWord = Literal["bfloat16", "float16", "float32", "float64", "bf16", "fp16", "fp32", "half", "float", "double"]
+DTypeWord = Annotated[
+    Literal["bfloat16", "float16", "float32", "float64", "bf16", "fp16", "fp32", "half", "float", "double"],
+    BeforeValidator(lambda word: word.removeprefix("torch.") if isinstance(word, str) else word),
+]
+ModelText = Annotated[str, BeforeValidator(reference_text), Field(min_length=1)]
+ModelValue = Annotated["str | MergeDocument", BeforeValidator(reference_text)]
+Parameters = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+
+
+class MethodEntry(Frozen):
+    """The method of those tensors whose names a filter takes."""
+
+    value: str = Field(description="name of a registered method")
+    filter: str | None = Field(None, min_length=1, description="part of tensor names; none or '*' takes all")
+
+
+MethodSetting = str | tuple[MethodEntry, ...]
 
 
 class ModelEntry(Frozen):
     """One of the models of a document that merges whole models."""
 
-    model: str = Field(min_length=1, description="a name from the models section, a folder, or a Hub id[@revision]")
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    model: ModelValue = Field(description="a name, a folder, a Hub id[@revision][+adapter], or a document of its own")
+    parameters: Parameters = Field(default_factory=dict)
 
 
 class SliceSource(Frozen):
     """Consecutive blocks of one model."""
 
-    model: str = Field(min_length=1)
+    model: ModelValue
     layer_range: tuple[int, int] = Field(description="first block, and the one behind the last")
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=dict)
 
 
 class Slice(Frozen):
     """Blocks of the output: the merge of equally many consecutive blocks of several models."""
 
     sources: tuple[SliceSource, ...] = Field(min_length=1)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    base_model: ModelValue | None = Field(None, description="what this slice's method compares with or starts from")
+    merge_method: MethodSetting | None = Field(None, description="method of this slice alone")
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class Module(Frozen):
+    """One part of a model that has several, such as its vision tower: whole models, or slices of them."""
+
+    models: tuple[ModelEntry, ...] | None = Field(None, min_length=1)
+    slices: tuple[Slice, ...] | None = Field(None, min_length=1)
+    merge_method: MethodSetting | None = Field(None, description="method of this module alone")
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class TokenSource(Frozen):
+    """Where a token's embedding comes from: zero, or a token of a model."""
+
+    kind: Literal["zero", "model_token"]
+    model: ModelText | None = None
+    token: str | None = None
+    token_id: int | None = Field(None, ge=0)
+
+
+class TokenPolicy(Frozen):
+    """What happens to one token's embedding."""
+
+    source: ModelText | TokenSource | None = Field(None, description="for the models that lack the token")
+    force: bool = Field(False, description="use the source for every model, also for those that have the token")
+
+
+class TokenizerSection(Frozen):
+    """Which vocabulary the result has, and where its embeddings come from."""
+
+    source: ModelText = Field("union", description="union, base, or one of the models")
+    tokens: dict[str, TokenPolicy] | None = None
+    pad_to_multiple_of: int | None = Field(None, ge=1, description="rows of the embedding are a multiple of this")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One place where a document gives parameters.
+
+    Attributes:
+        path: dotted path of the section.
+        parameters: what it gives.
+        model: key of the model that it is for, or None.
+        base: key of the base model there.
+        methods: names of the methods that may run there.
+    """
+
+    path: str
+    parameters: Mapping[str, Any]
+    model: str | None
+    base: str | None
+    methods: tuple[str, ...]
 
 
 class MergeDocument(Frozen):
     """A merge, as mergekit's YAML documents have it.
 
-    A parameter may stand at three levels, the nearest wins: with a model (``models[].parameters``,
-    ``slices[].sources[].parameters``), with a slice (``slices[].parameters``), and with the document
-    (``parameters``). It is a scalar, a gradient over the depth of the model, or filter entries on tensor names.
+    A parameter may stand at several levels, the nearest wins: with a model (``models[].parameters``,
+    ``slices[].sources[].parameters``), with a slice, with a module, and with the document. It is a scalar, a gradient
+    over the depth of the model, or filter entries on tensor names; ``merge_method`` may be filter entries too.
 
     Attributes:
-        merge_method: name of a registered method.
-        models: whole models to merge; either these or slices.
+        merge_method: name of a registered method, or entries of ``filter`` and ``value`` for a method per tensor.
+        models: whole models to merge; either these or slices or modules. A model may be a document of its own.
         slices: blocks of the output, in order.
+        modules: models or slices for each part of a model that has several (``text_decoder``, ``vision_tower``,
+            ``multi_modal_projector``, ``encoder``, ``decoder``, or ``default`` for all of it).
         base_model: what the method compares with or starts from, and the model that gives configuration and
             tokenizer; the first model gives them where there is none.
         parameters: parameters for all models and slices.
         dtype: type of the merged weights, by default that of the base (or first) model's; the computation is in
-            float64 in any case.
+            float32 or better in any case.
         out_dtype: the same; it wins over ``dtype``.
-        tokenizer_source: ``base``, ``union`` or one of the models. All tokenizers of a merge must be one vocabulary,
-            so this only decides whose files are copied.
-        name: what the result is called.
+        tokenizer_source: ``base``, ``union`` or one of the models: short for ``tokenizer: {source: ...}``.
+        tokenizer: which vocabulary the result has. Without it, all models must have one vocabulary.
+        chat_template: ``auto``, the name of a known template, or a Jinja template.
+        seed: start of every random number of methods that drop at random.
+        name: what the result is called, also by later documents of the same file.
     """
 
-    merge_method: str
+    merge_method: MethodSetting
     models: tuple[ModelEntry, ...] | None = Field(None, min_length=1)
     slices: tuple[Slice, ...] | None = Field(None, min_length=1)
-    base_model: str | None = Field(None, min_length=1)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    modules: dict[str, Module] | None = Field(None, min_length=1)
+    base_model: ModelValue | None = None
+    parameters: Parameters = Field(default_factory=dict)
     dtype: DTypeWord | None = None
     out_dtype: DTypeWord | None = None
-    tokenizer_source: str | None = Field(None, min_length=1)
-    name: str | None = Field(None, min_length=1)
+    tokenizer_source: ModelText | None = None
+    tokenizer: TokenizerSection | None = None
+    chat_template: str | None = Field(None, min_length=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    name: str | None = Field(None, min_length=1, validation_alias=AliasChoices("name", "out_path"))
+
+    @field_serializer("merge_method")
+    def _plain_method(self, value: MethodSetting) -> Any:
+        return value if isinstance(value, str) else [entry.model_dump(exclude_none=True) for entry in value]
 
     @model_validator(mode="after")
     def _check(self) -> MergeDocument:
-        problems = list(self._structure_problems())
-        names = MERGERS.names()
-        if self.merge_method not in names:
-            hint = near(self.merge_method, names) or "."
-            message = f"unknown merge method {self.merge_method!r}{hint} Known: {', '.join(names)}"
-            problems.append(Problem("merge_method", message))
-        else:
-            problems += self._method_problems(MERGERS[self.merge_method])
-        refuse(problems)
+        from mango.merging.document_checks import problems
+
+        refuse(list(problems(self)))
         return self
 
-    def references(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str | MergeDocument, ...]:
         """Return every model that the document names, the base first, then in order of appearance."""
-        found: dict[str, None] = {} if self.base_model is None else {self.base_model: None}
-        for entry in self.models or ():
-            found[entry.model] = None
-        for piece in self.slices or ():
-            found.update((source.model, None) for source in piece.sources)
-        return tuple(found)
+        found: dict[str, str | MergeDocument] = {}
+        for value in self._named():
+            found.setdefault(key_of(value), value)
+        return tuple(found.values())
 
-    def _structure_problems(self) -> Iterator[Problem]:
-        if self.models is None and self.slices is None:
-            yield Problem("models", "is missing: list the models to merge, or give slices")
-        if self.models is not None and self.slices is not None:
-            yield Problem("slices", "stands beside models: keep one of them", ("models",))
-        for key, names in self._groups():
-            for i, name in enumerate(names):
-                if name in names[:i]:
-                    yield Problem(
-                        f"{key}.{i}.model", f"{name!r} is listed twice: list it once, with the sum of the weights"
-                    )
-        for i, piece in enumerate(self.slices or ()):
-            lengths = [source.layer_range[1] - source.layer_range[0] for source in piece.sources]
-            for j, source in enumerate(piece.sources):
-                start, end = source.layer_range
-                at = f"slices.{i}.sources.{j}.layer_range"
-                if not 0 <= start < end:
-                    yield Problem(at, f"[{start}, {end}] is no range: wanted 0 <= first < end")
-                elif lengths[j] != lengths[0]:
-                    yield Problem(at, f"[{start}, {end}] has {lengths[j]} blocks; the first source has {lengths[0]}")
-        known = self.references()
-        if self.tokenizer_source not in (None, "base", "union", *known):
-            hint = near(str(self.tokenizer_source), ("base", "union", *known)) or "."
-            message = f"{self.tokenizer_source!r} is neither base nor union nor a model of this document{hint}"
-            yield Problem("tokenizer_source", message)
-        if self.tokenizer_source == "base" and self.base_model is None:
-            yield Problem("tokenizer_source", "base: the document has no base_model", ("base_model",))
+    def _named(self) -> Iterator[str | MergeDocument]:
+        if self.base_model is not None:
+            yield self.base_model
+        for _, group in self.groups():
+            if isinstance(group, Slice):
+                yield from [] if group.base_model is None else [group.base_model]
+                yield from (source.model for source in group.sources)
+            else:
+                yield from (entry.model for entry in group)
+        if self.tokenizer is not None:  # a policy may take a token of a model that is not merged
+            for policy in (self.tokenizer.tokens or {}).values():
+                source = policy.source.model if isinstance(policy.source, TokenSource) else policy.source
+                yield from [] if source is None else [source]
 
-    def _groups(self) -> Iterator[tuple[str, list[str]]]:
-        if self.models is not None:
-            yield "models", [entry.model for entry in self.models]
-        for i, piece in enumerate(self.slices or ()):
-            yield f"slices.{i}.sources", [source.model for source in piece.sources]
+    def groups(self) -> Iterator[tuple[str, Slice | tuple[ModelEntry, ...]]]:
+        """Yield (dotted path, models or slice) of everything that is merged with each other."""
+        for path, part in self.parts():
+            if part.models is not None:
+                yield f"{path}models", part.models
+            for i, piece in enumerate(part.slices or ()):
+                yield f"{path}slices.{i}", piece
 
-    def levels(self) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
-        """Yield (dotted path, parameters, model or None) of every level."""
-        yield "parameters", self.parameters, None
-        for i, entry in enumerate(self.models or ()):
-            yield f"models.{i}.parameters", entry.parameters, entry.model
-        for i, piece in enumerate(self.slices or ()):
-            yield f"slices.{i}.parameters", piece.parameters, None
-            for j, source in enumerate(piece.sources):
-                yield f"slices.{i}.sources.{j}.parameters", source.parameters, source.model
+    def parts(self) -> Iterator[tuple[str, MergeDocument | Module]]:
+        """Yield (dotted path with its dot, part) of what holds models or slices: the document, or its modules."""
+        if self.modules is None:
+            yield "", self
+        for name, module in (self.modules or {}).items():
+            yield f"modules.{name}.", module
 
-    def _method_problems(self, method: MergeMethod) -> Iterator[Problem]:
-        params = MERGERS.entry(self.merge_method).params
-        aliases = {field.alias or name: name for name, field in params.model_fields.items()}
-        for at, given, model in self.levels():
-            yield from check_parameters(given, params, at)
-            if model is None:
-                continue
-            if method.base == "reference" and model == self.base_model and given:
-                yield Problem(at, f"belongs to the base model, which {self.merge_method} only compares with: remove it")
-            for name in given:
-                if name in HINTS or (name in aliases and aliases[name] not in method.per_model):
-                    yield Problem(f"{at}.{name}", "is the same for all models: move it to the document's parameters")
-        if method.base in ("reference", "start") and self.base_model is None:
-            yield Problem("base_model", f"is missing: {self.merge_method} needs one")
-            return
-        for key, names in self._groups():
-            yield from self._group_problems(method, key, names)
+    def method_names(self, *settings: MethodSetting | None) -> tuple[str, ...]:
+        """Return the methods that may run where these settings, nearest first, stand before the document's own."""
+        names: dict[str, None] = {}
+        for setting in (*settings, self.merge_method):
+            if isinstance(setting, str):
+                return (*names, setting) if setting not in names else tuple(names)
+            for entry in setting or ():
+                names[entry.value] = None
+                if entry.filter in (None, "*"):
+                    return tuple(names)
+        return tuple(names)
 
-    def _group_problems(self, method: MergeMethod, key: str, names: list[str]) -> Iterator[Problem]:
-        others = [name for name in names if name != self.base_model]
-        if method.base == "reference":
-            if not others:
-                yield Problem(key, "has no model besides the base: add one", ("base_model",))
-            if key != "models" and len(others) == len(names):
-                yield Problem(key, f"lacks the base model {self.base_model!r}: add it with its layer_range")
-            counted = len(others)
-        else:
-            counted = len(names)
-            if self.base_model is not None and len(others) == len(names):
-                if method.base == "start" and key == "models" and len(names) + 1 == method.num_models:
-                    return  # the base is the other end, and need not be listed
-                hint = near(self.base_model, names) or ": it must be one of them"
-                yield Problem("base_model", f"{self.base_model!r} is not in {key}{hint}", (key,))
-        if method.num_models is not None and counted != method.num_models:
-            yield Problem(key, f"has {counted}; {self.merge_method} takes {method.num_models}")
+    def levels(self) -> Iterator[Level]:
+        """Yield every level at which parameters stand."""
+        base = None if self.base_model is None else key_of(self.base_model)
+        everywhere = dict.fromkeys(self.method_names())
+        for path, part in self.parts():
+            here = (part.merge_method,) if isinstance(part, Module) else ()
+            methods = self.method_names(*here)
+            inside = dict.fromkeys(methods)
+            for i, entry in enumerate(part.models or ()):
+                yield Level(f"{path}models.{i}.parameters", entry.parameters, key_of(entry.model), base, methods)
+            for i, piece in enumerate(part.slices or ()):
+                own = self.method_names(piece.merge_method, *here)
+                inside.update(dict.fromkeys(own))
+                start = base if piece.base_model is None else key_of(piece.base_model)
+                yield Level(f"{path}slices.{i}.parameters", piece.parameters, None, start, own)
+                for j, source in enumerate(piece.sources):
+                    at = f"{path}slices.{i}.sources.{j}.parameters"
+                    yield Level(at, source.parameters, key_of(source.model), start, own)
+            everywhere.update(inside)
+            if isinstance(part, Module):
+                yield Level(f"{path}parameters", part.parameters, None, base, tuple(inside))
+        yield Level("parameters", self.parameters, None, base, tuple(everywhere))
 
 
-def load_document(path: Path | str) -> MergeDocument:
-    """Read a merge document.
+def key_of(value: str | MergeDocument) -> str:
+    """Return what a model is called inside a merge: its text, or a name for a nested document."""
+    if isinstance(value, str):
+        return value
+    text = json.dumps(value.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True)
+    return f"{value.name or 'recipe'}#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-    Raises:
-        ConfigError: one line for each problem: file, line, key, what was found and what was wanted.
+
+def choose_method(name: str, *settings: MethodSetting | None) -> str | None:
+    """Return the method of a tensor: that of the nearest setting which takes its name.
+
+    Args:
+        name: the tensor's name.
+        settings: nearest first; None says nothing.
     """
-    return validate(MergeDocument, read_document(Path(path))).value
+    for setting in settings:
+        if isinstance(setting, str):
+            return setting
+        for entry in setting or ():
+            if entry.filter in (None, "*") or entry.filter in name:
+                return entry.value
+    return None
 
 
 def parse_mapping(data: Mapping[str, Any]) -> MergeDocument:
@@ -189,3 +263,9 @@ def parse_mapping(data: Mapping[str, Any]) -> MergeDocument:
         ConfigError: one line for each problem.
     """
     return validate(MergeDocument, Document("merge document", dict(data))).value
+
+
+ModelEntry.model_rebuild()
+SliceSource.model_rebuild()
+Slice.model_rebuild()
+Module.model_rebuild()

@@ -1,40 +1,45 @@
-"""Running a merge: tensor by tensor, in little memory, into a folder that appears whole or not at all."""
+"""Running a merge: piece by piece, in little memory, into a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import logging
+import secrets
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mango.checkpoints import (
-    MANIFEST_NAME,
-    ModelSource,
-    TensorInfo,
-    copy_tokenizer,
-    replace_folder,
-    verify,
-    write_file,
-    write_tensors,
-)
-from mango.errors import MergeError
+from mango.checkpoints import check_hashes, check_room, size_of, write_file
+from mango.checkpoints.reader import INDEX_NAME
+from mango.checkpoints.writer import DEFAULT_SHARD_BYTES, check_specs, index_text, shard_names, split_shards
+from mango.errors import CheckpointError, MergeError
+from mango.merging.combining import combine_whole
+from mango.merging.devices import parse_devices
 from mango.merging.document import MergeDocument
-from mango.merging.outputs import OutputTensor
+from mango.merging.inputs import ModelValue
+from mango.merging.journal import Journal
+from mango.merging.pipeline import Lane, compute_threads
 from mango.merging.plan import MergePlan, plan
-from mango.merging.registry import MergeMethod
 from mango.merging.resolved import DOCUMENT_NAME, resolved_yaml
-from mango.merging.workers import Call, Workers, workers
-from mango.tensors import torch_dtype
-from mango.tensors.pieces import PIECE_ELEMENTS, pieces
+from mango.merging.shards import Shard
+from mango.merging.tensor_sources import Held
+from mango.merging.workspace import fingerprint, growing_folder
 
-DEFAULT_SHARD_BYTES = 5 * 10**9
 _log = logging.getLogger(__name__)
+_COPIED = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "normalizer.json",
+)
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,14 @@ class MergeReport:
 
     Attributes:
         out: the folder written.
-        method: name of the merge method.
+        method: names of the merge methods, joined by commas.
         models: where each model of the document came from.
-        num_tensors: tensors written.
-        num_parameters: elements written.
-        num_bytes: size of the weights written.
+        num_tensors: tensors of the result.
+        num_resumed: those of them that an earlier, interrupted run had written.
+        num_parameters: elements of the result.
+        num_bytes: size of the result's weights.
         tied: whether the result's head is its embedding.
+        tokenizer: where the result's tokenizer comes from.
         seconds: wall-clock time from plan to durable result.
         notes: what a person should know and is no error.
     """
@@ -57,9 +64,11 @@ class MergeReport:
     method: str
     models: dict[str, str]
     num_tensors: int
+    num_resumed: int
     num_parameters: int
     num_bytes: int
     tied: bool
+    tokenizer: str
     seconds: float
     notes: tuple[str, ...]
 
@@ -71,14 +80,19 @@ class MergeReport:
 def merge(
     document: MergeDocument | Mapping[str, Any],
     out: Path | str,
-    models: Mapping[str, ModelSource] | None = None,
+    models: Mapping[str, ModelValue] | None = None,
     *,
     cache: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     verify_inputs: bool = True,
-    on_tensor: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    on_tensor: OnProgress | None = None,
+    on_bytes: OnProgress | None = None,
 ) -> MergeReport:
     """Merge models into an ordinary checkpoint with configuration, head, tokenizer and the resolved document.
+
+    A merge that was killed goes on where it was when the same merge is started again into the same folder.
 
     Args:
         document: what to merge; a mapping is validated first.
@@ -87,7 +101,10 @@ def merge(
         cache: see :func:`mango.checkpoints.resolve`.
         max_shard_bytes: largest weight file.
         verify_inputs: check models that have a manifest against its hashes before reading them.
+        threads: how many threads merge; as many as this process has processors by default.
+        device: ``cpu``, ``cuda``, ``cuda:1``, several joined by commas, or ``auto``.
         on_tensor: called with (tensors done, tensors in all) after each tensor.
+        on_bytes: called with (bytes done, bytes in all) after each tensor.
 
     Returns:
         What was done.
@@ -98,114 +115,196 @@ def merge(
         CheckpointError: a model is damaged, or the result cannot be written; an older version is intact.
     """
     start = time.monotonic()
+    devices = parse_devices(device)
     ready = plan(document, models, cache=cache)
+    check_output(ready, out)
+    if ready.remote:
+        ready = plan(document, models, cache=cache, download=True)
     for note in ready.notes:
         _log.warning("%s", note)
     if verify_inputs:
-        for model in ready.inputs.values():
-            if (model.folder / MANIFEST_NAME).is_file():
-                verify(model.folder)
+        _verify(ready)
     _check_spare_heads(ready)
-    with replace_folder(out) as folder:
-        _write_weights(ready, folder, max_shard_bytes, on_tensor)
-        write_file(folder / "config.json", json.dumps(ready.config, indent=2, sort_keys=True) + "\n")
-        copy_tokenizer(ready.inputs[ready.tokenizer].folder, folder, generation_config=False)
-        generation = ready.lead.folder / "generation_config.json"
-        if generation.is_file():
-            write_file(folder / generation.name, generation.read_bytes())
-        write_file(folder / DOCUMENT_NAME, resolved_yaml(ready))
+    in_memory = any(isinstance(source, Held) for output in ready.tensors for source in output.inputs)
+    mark = secrets.token_hex(8) if in_memory else fingerprint(ready, max_shard_bytes, device)
+    with growing_folder(out, mark) as folder:
+        progress = _Progress(ready, on_tensor, on_bytes)
+        num_resumed = _write_weights(ready, folder, max_shard_bytes, threads, devices, progress)
+        _write_beside(ready, folder)
     return MergeReport(
         out=Path(out),
-        method=ready.document.merge_method,
-        models={reference: model.source.source for reference, model in ready.inputs.items()},
+        method=", ".join(ready.methods) or "copy",
+        models={key: model.place for key, model in ready.inputs.items()},
         num_tensors=len(ready.tensors),
+        num_resumed=num_resumed,
         num_parameters=ready.num_parameters,
         num_bytes=ready.num_bytes,
         tied=ready.tied,
+        tokenizer=ready.tokenizer,
         seconds=time.monotonic() - start,
         notes=ready.notes,
     )
 
 
-def _write_weights(
-    ready: MergePlan, folder: Path, max_shard_bytes: int, on_tensor: Callable[[int, int], None] | None
-) -> None:
-    outputs = {output.spec.name: output for output in ready.tensors}
-    done = 0
+def merge_tensors(
+    document: MergeDocument | Mapping[str, Any],
+    models: Mapping[str, ModelValue] | None = None,
+    *,
+    cache: Path | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Merge models and return the result's weights, without writing anything.
 
-    def produce(name: str) -> Iterator[torch.Tensor]:
-        nonlocal done
-        yield from _merged(ready, outputs[name], pool)
-        done += 1
-        if on_tensor is not None:
-            on_tensor(done, len(outputs))
+    Args:
+        document: what to merge; a mapping is validated first.
+        models: the models that the document names: places, state dicts or modules.
+        cache: see :func:`mango.checkpoints.resolve`.
+        threads: how many threads merge.
+        device: see :func:`merge`.
 
-    specs = [output.spec for output in ready.tensors]
-    with workers() as pool:
-        write_tensors(folder, specs, produce, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
+    Returns:
+        Tensors by name, on the CPU.
 
+    Raises:
+        ConfigError: the document is wrong.
+        MergeError: the models do not fit together, or the result has elements that are not finite.
+    """
+    devices = parse_devices(device)
+    ready = plan(document, models, cache=cache, download=True)
+    _check_spare_heads(ready)
+    result: dict[str, torch.Tensor] = {}
+    parts: list[torch.Tensor] = []
 
-def _merged(ready: MergePlan, output: OutputTensor, pool: Workers) -> Iterator[torch.Tensor]:
-    """Yield the flat pieces of one merged tensor."""
-    tensors = [_read(ready, source) for source in output.sources]
-    base = None if output.base is None else _read(ready, output.base)
-    if output.arguments is None:
-        yield _equal_in_all(output, tensors if base is None else [base, *tensors])
-        return
-    method, dtype = ready.method, torch_dtype(output.spec.dtype)
-    with_base: dict[str, Any] = {} if base is None else {"base": base}
-    arguments: dict[str, Any] = {**output.arguments}
-    if method.measure is not None:
-        arguments.update(method.measure(tensors, **with_base, **output.arguments))
-    if not method.elementwise:
-        yield _finite(output, method.combine(tensors, **with_base, **arguments, dtype=dtype)).reshape(-1)
-        return
+    def done(index: int) -> None:
+        spec = ready.tensors[index].spec
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
+        result[spec.name] = whole.clone().view(spec.shape).to(whole.dtype)
+        parts.clear()
 
-    def calls() -> Iterator[Call]:
-        position = 0
-        for parts in pieces(tensors if base is None else [*tensors, base], PIECE_ELEMENTS):
-            own: dict[str, Any] = {} if base is None else {"base": parts.pop()}
-            if method.measure is not None:
-                own["first_position"] = position
-            position += parts[0].numel()
-            yield partial(_combine_piece, output, method, parts, {**arguments, **own, "dtype": dtype})
-
-    yield from pool.in_order(calls())
-
-
-def _combine_piece(
-    output: OutputTensor, method: MergeMethod, parts: list[torch.Tensor], arguments: dict[str, Any]
-) -> torch.Tensor:
-    return _finite(output, method.combine(parts, **arguments))
-
-
-def _read(ready: MergePlan, source: tuple[str, TensorInfo]) -> torch.Tensor:
-    model, info = source
-    return ready.inputs[model].checkpoint.tensor(info.name)
-
-
-def _finite(output: OutputTensor, merged: torch.Tensor) -> torch.Tensor:
-    if not bool(torch.isfinite(merged).all()):
-        raise MergeError(
-            f"{output.spec.name}: the result has elements that are not finite in {output.spec.dtype}: a model holds "
-            "NaN or infinity there, or the values are too large for that type (try out_dtype: float32)"
+    with compute_threads(threads) as (pool, count):
+        empty = {i for i, output in enumerate(ready.tensors) if output.spec.num_elements == 0}
+        full = [i for i in range(len(ready.tensors)) if i not in empty]
+        Lane(pool, count, devices).run(
+            [ready.tensors[i] for i in full], parts.append, lambda position: done(full[position])
         )
-    return merged
+        for i in empty:
+            result[ready.tensors[i].spec.name] = combine_whole(ready.tensors[i])
+    return {output.spec.name: result[output.spec.name] for output in ready.tensors}
 
 
-def _equal_in_all(output: OutputTensor, tensors: list[torch.Tensor]) -> torch.Tensor:
-    if any(not torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
-        raise MergeError(f"{output.spec.name}: holds integers that differ between the models, which cannot be merged")
-    return tensors[0]
+def check_output(ready: MergePlan, out: Path | str) -> None:
+    """Refuse a result that could not be written, before anything is computed.
+
+    Raises:
+        MergeError: no model gives a configuration.
+        CheckpointError: there is no room for it, or a name cannot be written.
+    """
+    if not ready.config:
+        raise MergeError(
+            "none of the models has a config.json, so the result would be no model: name a folder as base_model, or "
+            "take the tensors themselves (leave out the output folder)"
+        )
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out}: is a file; a folder was to be written there. Move it or choose another path")
+    check_specs(out, [output.spec for output in ready.tensors])
+    growing = sum(size_of(folder) for folder in out.parent.glob(f".{out.name}.mango-new-merge-*"))
+    check_room(out, max(0, ready.num_bytes - growing))
+
+
+class _Progress:
+    """Counts finished tensors and bytes of all lanes, and tells whoever wants to know."""
+
+    def __init__(self, ready: MergePlan, on_tensor: OnProgress | None, on_bytes: OnProgress | None) -> None:
+        self._totals = len(ready.tensors), ready.num_bytes
+        self._done = [0, 0]
+        self._told = on_tensor, on_bytes
+        self._lock = threading.Lock()
+
+    def add(self, num_tensors: int, num_bytes: int) -> None:
+        with self._lock:
+            for i, more in enumerate((num_tensors, num_bytes)):
+                self._done[i] += more
+                tell = self._told[i]
+                if tell is not None:
+                    tell(self._done[i], self._totals[i])
+
+
+def _write_weights(
+    ready: MergePlan,
+    folder: Path,
+    max_shard_bytes: int,
+    threads: int | None,
+    devices: Sequence[torch.device],
+    progress: _Progress,
+) -> int:
+    """Write the weights and return how many tensors an earlier run had written."""
+    shards = split_shards([output.spec for output in ready.tensors], max_shard_bytes)
+    names = shard_names(len(shards))
+    outputs = {output.spec.name: output for output in ready.tensors}
+    journal = Journal(folder)
+    resumed = []
+
+    def write(number: int) -> None:
+        specs = shards[number]
+        with ThreadPoolExecutor(1, thread_name_prefix="mango-hash") as hashing:
+            shard = Shard(folder / names[number], specs, journal, hashing)
+            try:
+                first = shard.num_done
+                resumed.append(first)
+                if first:
+                    progress.add(first, sum(spec.num_bytes for spec in specs[:first]))
+
+                def done(index: int) -> None:
+                    shard.tensor_done(first + index + 1)
+                    progress.add(1, specs[first + index].num_bytes)
+
+                lane.run([outputs[spec.name] for spec in specs[first:]], shard.write, done)
+                shard.finish()
+            except BaseException:
+                shard.abandon()
+                raise
+
+    try:
+        with compute_threads(threads) as (pool, count):
+            lane = Lane(pool, count, devices)
+            num_lanes = max(1, min(len(shards), count // 4))
+            if num_lanes == 1:
+                for number in range(len(shards)):
+                    write(number)
+            else:
+                with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:
+                    list(lanes.map(write, range(len(shards))))
+    finally:
+        journal.close()
+    if len(shards) > 1:
+        write_file(folder / INDEX_NAME, index_text(shards))
+    return sum(resumed)
+
+
+def _write_beside(ready: MergePlan, folder: Path) -> None:
+    write_file(folder / "config.json", json.dumps(ready.config, indent=2, sort_keys=True) + "\n")
+    if ready.vocabulary is not None:
+        ready.vocabulary.write(folder)
+    for name in _COPIED:
+        if ready.lead.folder is not None and (ready.lead.folder / name).is_file():
+            write_file(folder / name, (ready.lead.folder / name).read_bytes())
+    write_file(folder / DOCUMENT_NAME, resolved_yaml(ready))
+
+
+def _verify(ready: MergePlan) -> None:
+    for folder in dict.fromkeys(model.folder for model in ready.all_inputs() if model.folder is not None):
+        check_hashes(folder)
 
 
 def _check_spare_heads(ready: MergePlan) -> None:
-    for model in ready.inputs.values():
-        if model.spare_head is None:
+    for model in ready.all_inputs():
+        if model.spare_head is None or model.embedding is None:
             continue
-        head = model.checkpoint.tensor(model.spare_head.name)
-        if not torch.equal(head, model.checkpoint.tensor(model.tensors[model.embeddings].name)):
+        if not torch.equal(model.spare_head.load(), model.tensors[model.embedding].load()):
+            where = f" ({model.folder})" if model.folder else ""
             raise MergeError(
-                f"model {model.reference!r}: config.json ties head and embedding, but {model.spare_head.name} differs "
-                f"from the embedding ({model.folder}); set tie_word_embeddings: false there, or remove that tensor"
+                f"model {model.key!r}: config.json ties head and embedding, but {model.spare_head.name} differs "
+                f"from the embedding{where}; set tie_word_embeddings: false there, or remove that tensor"
             )

@@ -1,23 +1,28 @@
-"""What each tensor of the output is made of, and with which parameters."""
+"""What each tensor of the output is made of, by which method and with which parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from mango.checkpoints import TensorInfo, TensorSpec
+from mango.checkpoints import TensorSpec
 from mango.errors import MergeError
-from mango.merging.document import MergeDocument
-from mango.merging.inputs import Input, Place
-from mango.merging.layers import Group, block_groups, edge_group
+from mango.merging.alignment import Alignment, aligned, is_identity
+from mango.merging.document import MergeDocument, choose_method
+from mango.merging.inputs import Input
+from mango.merging.layers import Cut, Group, Member, groups
+from mango.merging.names import Place, is_embedding, is_head
 from mango.merging.registry import MERGERS, MergeMethod
 from mango.merging.settings import evaluate
-from mango.tensors import dtype_name, parse_dtype
+from mango.merging.tensor_sources import Renamed, TensorSource, Zeros
+from mango.tensors import dtype_name, parse_dtype, tensor_seed
 
 _MERGEABLE = {"F64", "F32", "F16", "BF16"}
+COPY = "copy"
+"""What stands for a method where a tensor is taken from the lead as it is."""
 
 
 @dataclass(frozen=True)
@@ -26,41 +31,54 @@ class OutputTensor:
 
     Attributes:
         spec: its name, type and shape.
+        method: name of the method; ``copy`` for tensors that are taken as they are, and must be equal in all models.
         sources: (model, tensor) of what is merged, in the order that the method gets them.
         base: (model, tensor) of what they are compared with, for methods that do so.
-        arguments: the method's parameters for this tensor; None for integer tensors, which must be equal in all
-            models and are copied.
+        arguments: the method's parameters for this tensor.
+        seeds: a seed for each source, for methods that draw at random.
     """
 
     spec: TensorSpec
-    sources: tuple[tuple[str, TensorInfo], ...]
-    base: tuple[str, TensorInfo] | None
-    arguments: Mapping[str, Any] | None
+    method: str
+    sources: tuple[tuple[str, TensorSource], ...]
+    base: tuple[str, TensorSource] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def inputs(self) -> list[TensorSource]:
+        """Every tensor that is read for it."""
+        return [source for _, source in (*self.sources, *(() if self.base is None else (self.base,)))]
 
 
 def plan_outputs(
-    document: MergeDocument, method: MergeMethod, inputs: Mapping[str, Input], tied: bool
-) -> tuple[OutputTensor, ...]:
+    document: MergeDocument,
+    inputs: Mapping[str, Input],
+    put_together: Mapping[str, Cut],
+    alignment: Alignment | None,
+    tied: bool,
+) -> tuple[tuple[OutputTensor, ...], tuple[str, ...]]:
     """Work out every tensor of the output.
 
     Args:
         document: what to merge.
-        method: its merge method.
-        inputs: the models by reference, the lead first.
+        inputs: the models by key, the lead first.
+        put_together: the stacks that slices put together.
+        alignment: where the tokens of the result are in the models, if vocabularies are aligned.
         tied: whether the output's head is its embedding.
 
     Returns:
-        The tensors in the order in which they are written.
+        The tensors in the order in which they are written, and what a person should know.
 
     Raises:
         MergeError: one line for each problem: a tensor that a model lacks, shapes or types that do not fit,
             parameters that are missing or that the method refuses.
     """
-    outputs = _Outputs(document, method, inputs, tied)
-    tensors = tuple(outputs.build())
+    outputs = _Outputs(document, inputs, alignment, tied)
+    tensors = tuple(outputs.build(put_together))
     if outputs.problems:
         raise MergeError("\n".join(_shortened(outputs.problems)))
-    return tensors
+    return tensors, tuple(outputs.notes)
 
 
 def _shortened(problems: list[str], at_most: int = 20) -> list[str]:
@@ -71,114 +89,190 @@ def _shortened(problems: list[str], at_most: int = 20) -> list[str]:
 class _Outputs:
     """Goes through the output's tensors and gathers problems on the way."""
 
-    def __init__(self, document: MergeDocument, method: MergeMethod, inputs: Mapping[str, Input], tied: bool) -> None:
+    def __init__(
+        self, document: MergeDocument, inputs: Mapping[str, Input], alignment: Alignment | None, tied: bool
+    ) -> None:
         self.document = document
-        self.method = method
         self.inputs = inputs
         self.lead = next(iter(inputs.values()))
+        self.alignment = alignment
         self.tied = tied
-        self.params = MERGERS.entry(document.merge_method).params
         self.problems: list[str] = []
-        self._tried: set[str] = set()
+        self.notes: dict[str, None] = {}
+        self._zeroed: dict[str, int] = {}
+        self._checked: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self._word = document.out_dtype or document.dtype
 
-    def build(self) -> Iterator[OutputTensor]:
-        lead = self.lead
-        for place, info in sorted(lead.tensors.items()):
-            if place.block == -1:
-                yield from self._tensor(info.name, place, edge_group(self.document, lead, place))
-        if not self.tied and lead.parts.tied and lead.parts.head is not None:
-            place = Place(-1, f"{lead.base_name(lead.parts.head)}.weight")
-            yield from self._tensor(f"{lead.parts.head}.weight", place, edge_group(self.document, lead, place))
-        for index, group in enumerate(block_groups(self.document, self.inputs)):
-            first = self.inputs[group.members[0].model]
-            names = sorted(place.name for place in first.tensors if place.block == group.members[0].block)
-            for name in names:
-                yield from self._tensor(f"{lead.prefix}{lead.parts.blocks}.{index}.{name}", Place(index, name), group)
+    def build(self, put_together: Mapping[str, Cut]) -> Iterator[OutputTensor]:
+        extra = []
+        if not self.tied and self.lead.tied:  # the output has a head of its own, and the lead's is its embedding
+            extra = [model.head for model in self.inputs.values() if not model.tied and model.head][:1]
+        for name, place, group in groups(self.document, self.inputs, put_together, extra):
+            yield from self._tensor(name, place, group)
+        for key, count in self._zeroed.items():
+            self.notes[f"model {key!r} lacks {count} biases, which are taken as zero"] = None
 
     def _tensor(self, name: str, place: Place, group: Group) -> Iterator[OutputTensor]:
-        found = {}
-        for member in group.members:
-            model = self.inputs[member.model]
-            info = self._find(model, Place(member.block, place.name))
-            if info is None:
-                wanted = name if member.block == -1 else f"{place.name} of block {member.block}"
-                self.problems.append(f"{name}: model {member.model!r} has no tensor {wanted} ({model.folder})")
-            else:
-                found[member.model] = info
-        if len(found) < len(group.members):
+        method = choose_method(name, *group.methods, self.document.merge_method)
+        if method is None:
+            self.problems.append(f"{name}: no merge method takes it: end merge_method with an entry without filter")
             return
-        lead_model = self.lead.reference if self.lead.reference in found else group.members[0].model
-        shape = found[lead_model].shape
-        for reference, info in found.items():
-            if info.shape != shape:
-                sizes = f"{list(info.shape)} in model {reference!r} and {list(shape)} in {lead_model!r}"
-                self.problems.append(f"{name}: {sizes}; models must have one shape to be merged")
+        found = self._found(name, place, group)
+        if found is None or (found := self._aligned(name, found, group)) is None:
+            return
+        lead = self.lead.key if self.lead.key in found else group.members[0].key
+        for key, source in found.items():
+            if source.shape != found[lead].shape:
+                sizes = f"{list(source.shape)} in model {key!r} and {list(found[lead].shape)} in {lead!r}"
+                advice = "models must have one shape to be merged"
+                if is_embedding(name) or is_head(name):
+                    advice = "bring them to one vocabulary with tokenizer: {source: union} or {source: base}"
+                self.problems.append(f"{name}: {sizes}; {advice}")
                 return
-        yield from self._output(name, group, found, lead_model)
+        yield from self._output(name, place, group, method, found, lead)
 
-    def _find(self, model: Input, place: Place) -> TensorInfo | None:
-        if place == model.head and model.parts.tied:
-            place = model.embeddings  # the output has a head of its own: a tied model's head is its embedding
-        return model.tensors.get(place)
+    def _found(self, name: str, place: Place, group: Group) -> dict[str, TensorSource] | None:
+        found: dict[str, TensorSource] = {}
+        lacking = []
+        for member in group.members:
+            model = self.inputs[member.key]
+            source = self._find(model, place, member)
+            if source is None:
+                lacking.append(member)
+            else:
+                found[member.key] = source
+        shapes = {source.shape for source in found.values()}
+        for member in lacking:
+            model = self.inputs[member.key]
+            if name.endswith(".bias") and len(shapes) == 1 and len(next(iter(shapes))) == 1:
+                first = next(iter(found.values()))
+                found[member.key] = Zeros(name, first.dtype, first.shape)
+                self._zeroed[member.key] = self._zeroed.get(member.key, 0) + 1
+                continue
+            where = f" ({model.folder})" if model.folder else ""
+            wanted = name if not place.stack else f"{place.rest} of block {member.block}"
+            self.problems.append(f"{name}: model {member.key!r} has no tensor {wanted}{where}")
+            return None
+        return {member.key: found[member.key] for member in group.members}
 
-    def _output(self, name: str, group: Group, found: dict[str, TensorInfo], lead_model: str) -> Iterator[OutputTensor]:
-        base, order = None, [member.model for member in group.members]
-        if self.method.base == "reference":
-            base = self.document.base_model
-            order = [model for model in order if model != base]
-        elif self.method.base == "start":
-            order.sort(key=lambda model: model != self.document.base_model)
-        lead_dtype = found[lead_model].dtype
-        sources = tuple((model, found[model]) for model in order)
-        reference = None if base is None else (base, found[base])
-        kinds = {info.dtype for info in found.values()}
-        if not kinds & _MERGEABLE and lead_dtype[0] in "IUB" and len(kinds) == 1:
-            yield OutputTensor(TensorSpec(name, lead_dtype, found[lead_model].shape), sources, reference, None)
+    def _find(self, model: Input, place: Place, member: Member) -> TensorSource | None:
+        wanted = Place(place.stack, member.block, place.rest).name if place.stack else place.rest
+        if wanted not in model.tensors and model.tied and is_head(wanted) and wanted.endswith(".weight"):
+            if model.embedding is None:
+                return None
+            source = model.tensors[model.embedding]  # a tied model's head is its embedding
+            return Renamed(wanted, source.dtype, source.shape, source)
+        return model.tensors.get(wanted)
+
+    def _aligned(self, name: str, found: dict[str, TensorSource], group: Group) -> dict[str, TensorSource] | None:
+        alignment = self.alignment
+        if alignment is None or not (is_embedding(name) or is_head(name)):
+            return found
+        keys = list(found)
+        if all(is_identity(alignment, self.inputs[key]) for key in keys):
+            return found
+        donors = {}
+        for key, model in self.inputs.items():
+            place = Place("", -1, name)
+            source = found.get(key) or self._find(model, place, Member(key, -1, {}))
+            if source is not None:
+                donors[key] = source
+        try:
+            return aligned(alignment, found, donors, group.base, keys)
+        except MergeError as error:
+            self.problems.append(f"{name}: {error}")
+            return None
+
+    def _output(
+        self, name: str, place: Place, group: Group, method_name: str, found: dict[str, TensorSource], lead: str
+    ) -> Iterator[OutputTensor]:
+        kinds = {source.dtype for source in found.values()}
+        if method_name == COPY or (not kinds & _MERGEABLE and len(kinds) == 1 and found[lead].dtype[0] in "IUB"):
+            keep = {lead: found[lead]} if method_name == COPY else found
+            spec = TensorSpec(name, self._written(found[lead]), found[lead].shape)
+            yield OutputTensor(spec, COPY, tuple(keep.items()))
             return
         if unknown := kinds - _MERGEABLE:
             self.problems.append(f"{name}: element type {sorted(unknown)[0]} cannot be merged; wanted a float type")
             return
-        arguments = self._arguments(name, group, order)
+        method, order = MERGERS[method_name], [member.key for member in group.members]
+        base = None
+        if method.base in ("reference", "optional") and group.base is not None:
+            base = group.base
+            order = [key for key in order if key != base]
+            if base not in found:
+                self.problems.append(f"{name}: lacks the base model {base!r}: add it to the slice")
+                return
+        elif method.base == "start":
+            order.sort(key=lambda key: key != group.base)
+        arguments = self._arguments(place, group, method_name, method, order)
         if arguments is None:
             return
-        word = self.document.out_dtype or self.document.dtype
-        dtype = dtype_name(parse_dtype(word)) if word else lead_dtype
-        yield OutputTensor(TensorSpec(name, dtype, found[lead_model].shape), sources, reference, arguments)
+        yield OutputTensor(
+            spec=TensorSpec(name, self._written(found[lead]), found[lead].shape),
+            method=method_name,
+            sources=tuple((key, found[key]) for key in order),
+            base=None if base is None else (base, found[base]),
+            arguments=arguments,
+            seeds=tuple(tensor_seed(self.document.seed, name, key) for key in order) if method.random else (),
+        )
 
-    def _arguments(self, name: str, group: Group, order: list[str]) -> dict[str, Any] | None:
-        members = {member.model: member for member in group.members}
-        values: list[dict[str, Any]] = []
-        for model in order:
-            levels = (members[model].parameters, group.parameters, self.document.parameters)
-            given = {}
-            for field, described in self.params.model_fields.items():
-                key = described.alias or field
-                found = (evaluate(level[key], group.depth, name) for level in levels if key in level)
-                value = next((value for value in found if value is not None), None)
+    def _written(self, source: TensorSource) -> str:
+        if source.kept_dtype not in _MERGEABLE:
+            return source.kept_dtype
+        return dtype_name(parse_dtype(self._word)) if self._word else source.kept_dtype
+
+    def _arguments(
+        self, place: Place, group: Group, method_name: str, method: MergeMethod, order: list[str]
+    ) -> dict[str, Any] | None:
+        """Return the parameters; filters see a model's own tensor name for what each model has for itself."""
+        name, params = place.name, MERGERS.entry(method_name).params
+        members = {member.key: member for member in group.members}
+        shared = (*group.levels, self.document.parameters)
+        given: list[dict[str, Any]] = [{} for _ in order]
+        for field_name, described in params.model_fields.items():
+            key = described.alias or field_name
+            own = field_name in method.per_model
+            for i, model in enumerate(order if own else order[:1]):
+                levels = (members[model].parameters, *shared) if own else shared
+                inside = own and place.stack
+                seen = Place(place.stack, members[model].block, place.rest).name if inside else name
+                values = (evaluate(level[key], group.depth, seen) for level in levels if key in level)
+                value = next((value for value in values if value is not None), None)
                 if value is not None:
-                    given[key] = value
-                elif field in self.method.required:
-                    whose = f" of model {model!r}" if field in self.method.per_model else ""
+                    given[i][key] = value
+                elif field_name in method.required:
+                    whose = f" of model {model!r}" if own else ""
                     self.problems.append(f"{name}: no parameter {key!r}{whose}: give it one, or a filter that takes it")
                     return None
-            checked = self.params.model_validate(given)
-            values.append({field: getattr(checked, field) for field in self.params.model_fields})
-        arguments = {
-            field: tuple(value[field] for value in values) if field in self.method.per_model else values[0][field]
-            for field in self.params.model_fields
-        }
-        return arguments if self._try(name, arguments, len(order)) else None
+        known = (method_name, repr(given))
+        if known not in self._checked:
+            self._checked[known] = self._validated(name, method_name, method, given)
+        return self._checked[known]
 
-    def _try(self, name: str, arguments: dict[str, Any], num_models: int) -> bool:
-        """Call the method without elements, so that parameters that it refuses show before weights are read."""
-        if not self.method.elementwise or repr(arguments) in self._tried:
-            return True
-        self._tried.add(repr(arguments))
+    def _validated(
+        self, name: str, method_name: str, method: MergeMethod, given: list[dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        """Return the arguments, after a call of the method without elements has shown whether it refuses them."""
+        params = MERGERS.entry(method_name).params
+        models = [params.model_validate(values) for values in given]
+        arguments = {
+            field_name: tuple(getattr(model, field_name) for model in models)
+            if field_name in method.per_model
+            else getattr(models[0], field_name)
+            for field_name in params.model_fields
+        }
+        if not method.elementwise:
+            return arguments
         empty = torch.empty(0)
-        extra = {"base": empty} if self.method.base == "reference" else {}
+        extra: dict[str, Any] = {"base": empty} if method.base == "reference" else {}
+        if method.random:
+            extra["seeds"] = tuple(range(len(models)))
+        if method.statistics is not None:
+            return arguments
         try:
-            self.method.combine([empty] * num_models, **extra, **arguments)
+            method.combine([empty] * len(models), **extra, **arguments)
         except MergeError as error:
             self.problems.append(f"{name}: {error}")
-            return False
-        return True
+            return None
+        return arguments

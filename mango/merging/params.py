@@ -9,7 +9,8 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mango.config import Frozen, Problem, near, refuse, section_problems
 from mango.config.explain import contradictions, describe
-from mango.merging.document import DTypeWord, MergeDocument, load_document
+from mango.merging.document import DTypeWord, MergeDocument
+from mango.merging.loading import load_document
 from mango.merging.methods import LinearParams, SlerpParams, TaskArithmeticParams, TiesParams
 from mango.merging.registry import MERGERS
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
-from mango.checkpoints import ModelSource
+from mango.merging.document import MergeDocument, key_of
+from mango.merging.inputs import Input
+from mango.merging.loading import substitute
 from mango.merging.plan import MergePlan
 from mango.merging.registry import MERGERS
 
@@ -20,47 +23,63 @@ def resolved_yaml(plan: MergePlan) -> str:
     """
     from ruamel.yaml import YAML
 
-    places = {name: _place(model.source) for name, model in plan.inputs.items()}
-    if None in places.values() or len(set(places.values())) < len(places):
-        places = {name: name for name in places}
-    entry = MERGERS.entry(plan.document.merge_method)
-    data = plan.document.model_dump(mode="json", exclude_none=True, by_alias=True)
-    defaults = entry.params().model_dump(mode="json", by_alias=True)
-    required = {entry.params.model_fields[name].alias or name for name in plan.method.required}
-    filled = {
-        name: value for name, value in defaults.items() if name not in required and name not in data["parameters"]
-    }
-    data["parameters"] = {**data["parameters"], **filled}
-    data["tokenizer_source"] = plan.tokenizer
+    data = _data(plan)
     stream = io.StringIO()
-    for name, model in plan.inputs.items():
-        stream.write(f"# {name}: {_comment(model.source)}, tokenizer {model.tokenizer_sha256[:12]}\n")
+    for model in plan.all_inputs():
+        tokenizer = "no tokenizer" if model.vocabulary is None else f"tokenizer {model.vocabulary.digest[:12]}"
+        stream.write(f"# {model.key}: {_comment(model)}, {tokenizer}\n")
     writer = YAML()
     writer.default_flow_style = False
     writer.width = 4096
-    writer.dump(_renamed(data, places), stream)
+    writer.dump(data, stream)
     return stream.getvalue()
 
 
-def _place(source: ModelSource) -> str | None:
-    if source.gguf_file is not None:
-        return None
-    return source.source if source.revision is None else f"{source.source}@{source.revision}"
+def _data(plan: MergePlan) -> dict[str, Any]:
+    places = {key: _place(model) for key, model in plan.inputs.items() if model.nested is None}
+    if None in places.values() or len(set(places.values())) < len(places):
+        places = {key: key for key in places}
+    inner = {key: model.nested for key, model in plan.inputs.items() if isinstance(model.nested, MergePlan)}
 
+    def value(reference: str | MergeDocument) -> str | MergeDocument:
+        key = key_of(reference)
+        if key in inner:
+            return MergeDocument.model_validate(_data(inner[key]))
+        return str(places.get(key, key))
 
-def _comment(source: ModelSource) -> str:
-    return ", ".join(f"{key} {value}" for key, value in source.model_dump(exclude_none=True).items())
-
-
-def _renamed(data: dict[str, Any], places: dict[str, Any]) -> dict[str, Any]:
-    for key in ("base_model", "tokenizer_source"):
-        if key in data:
-            data[key] = places.get(data[key], data[key])
-    slices = data.get("slices", ())
-    entries = [*data.get("models", ()), *(source for piece in slices for source in piece["sources"])]
-    for entry in entries:
-        entry["model"] = places[entry["model"]]
-    for level in (*entries, *slices):
-        if not level["parameters"]:
-            del level["parameters"]
+    named = substitute(plan.document, value)
+    data = named.model_dump(mode="json", exclude_none=True, exclude_defaults=True, by_alias=True)
+    data["merge_method"] = plan.document.model_dump(mode="json")["merge_method"]
+    if isinstance(plan.document.merge_method, str) and len(plan.methods) <= 1:
+        data["parameters"] = {**_defaults(plan), **data.get("parameters", {})}
+        if not data["parameters"]:
+            del data["parameters"]
     return data
+
+
+def _defaults(plan: MergePlan) -> Mapping[str, Any]:
+    entry = MERGERS.entry(str(plan.document.merge_method))
+    required = {entry.params.model_fields[name].alias or name for name in entry.part.required}
+    known = {field.alias or name: field for name, field in entry.params.model_fields.items()}
+    plain = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in known.items()
+        if name not in required and not field.is_required()
+    }
+    return {name: value for name, value in plain.items() if isinstance(value, bool | int | float | str)}
+
+
+def _place(model: Input) -> str | None:
+    source, reference = model.source, model.reference
+    if source is None or source.gguf_file is not None:
+        return None
+    text = source.source if source.revision is None else f"{source.source}@{source.revision}"
+    if reference is not None and reference.lora is not None:
+        text += f"+{reference.lora}" + ("" if reference.lora_revision is None else f"@{reference.lora_revision}")
+    return text
+
+
+def _comment(model: Input) -> str:
+    if model.source is None:
+        return model.place
+    return ", ".join(f"{key} {value}" for key, value in model.source.model_dump(exclude_none=True).items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,33 +17,38 @@ HINTS = frozenset({"int8_mask"})
 """Parameters of mergekit's documents that tell it how to save memory: read, and noted to change nothing here."""
 
 
-def check_parameters(given: Mapping[str, Any], params: type[BaseModel], at: str) -> Iterator[Problem]:
+def check_parameters(
+    given: Mapping[str, Any], schemas: Sequence[type[BaseModel]], at: str, ignored: Collection[str] = ()
+) -> Iterator[Problem]:
     """Find what is wrong with the parameters of one level of a document.
 
     Args:
         given: parameters by name; each a scalar, a gradient (a list of numbers over the depth of the model), or
             filter entries (a section, or a list of sections, of ``filter`` and ``value``).
-        params: the method's parameter model; every number of a gradient must be within its bounds.
+        schemas: the parameter models of the methods that may read them; every number of a gradient must be within
+            the bounds of all that know the name.
         at: dotted path of the level in the document.
+        ignored: names that are read and change nothing; they take truth values.
 
     Yields:
         A problem for each unknown name, wrong form, and value out of bounds.
     """
-    known = {field.alias or name for name, field in params.model_fields.items()}
+    by_schema = [{field.alias or name: name for name, field in schema.model_fields.items()} for schema in schemas]
+    known = set(ignored).union(*by_schema)
     for name, setting in given.items():
-        if name in HINTS:
-            if not isinstance(setting, bool):
-                yield Problem(f"{at}.{name}", f"{setting!r}: wanted a valid boolean")
-            continue
         if name not in known:
-            listed = ", ".join(sorted(known))
+            listed = ", ".join(sorted(known)) or "nothing"
             yield Problem(f"{at}.{name}", f"unknown parameter{near(name, known) or '.'} Known here: {listed}")
             continue
+        knowing = [schema for schema, names in zip(schemas, by_schema, strict=True) if name in names]
         for where, value in _leaves(setting, f"{at}.{name}"):
             if isinstance(value, Problem):
                 yield value
-            else:
-                yield from _check_value(name, value, params, where)
+            elif knowing:
+                for schema in knowing:
+                    yield from _check_value(name, value, schema, where)
+            elif not isinstance(value, bool) and value not in (0, 1):
+                yield Problem(where, f"{value!r}: wanted a valid boolean")
 
 
 def _leaves(setting: Any, at: str) -> Iterator[tuple[str, Any]]:
@@ -91,12 +96,18 @@ def _has_sections(values: list[Any]) -> bool:
 
 
 def _check_value(name: str, value: Any, params: type[BaseModel], at: str) -> Iterator[Problem]:
+    if isinstance(value, int | float) and value in (0, 1) and _is_switch(name, params):
+        return  # documents write switches as 0 and 1, too
     try:
         params.model_validate({name: value}, strict=True)
     except ValidationError as error:
         for item in error.errors(include_url=False):
             if item["loc"][:1] == (name,):
                 yield Problem(at, describe(item, params))
+
+
+def _is_switch(name: str, params: type[BaseModel]) -> bool:
+    return any(field.annotation is bool for key, field in params.model_fields.items() if name == (field.alias or key))
 
 
 def evaluate(setting: Any, depth: float, name: str) -> Any:

@@ -66,10 +66,13 @@ def test_a_merged_model_is_what_the_paper_says_and_opens(tmp_path: Path, family:
     merged, parts = weights(out), {name: weights(source) for name, source in family.items()}
     assert sorted(merged) == sorted(parts["a"])
     used = [entry["model"] for entry in DOCUMENTS[method]["models"]]
+    wrong = 0
     for name, tensor in merged.items():
         wanted = exact(method, parts["base"][name], [parts[model][name] for model in used])
         assert tensor.dtype == torch.bfloat16
-        assert (tensor != wanted).float().mean() <= 0.006, name
+        assert ((tensor.double() - wanted.double()).abs() <= wanted.abs().double() * 2**-7 + 1e-9).all(), name
+        wrong += int((tensor != wanted).sum())
+    assert wrong <= 0.006 * report.num_parameters
     assert report.num_tensors == len(merged) == steps[-1][0] == steps[-1][1]
     assert report.num_parameters == sum(tensor.numel() for tensor in merged.values())
     assert json.loads(json.dumps(report.to_dict()))["method"] == method
@@ -274,7 +277,12 @@ class TestRefusals:
 
     @pytest.mark.usefixtures("no_reading")
     def test_adapters(self, tmp_path: Path, family: Family) -> None:
-        self.refused(tmp_path, family, "adapters .* are not read", document("linear", "a", "b+lora", weight=1))
+        (tmp_path / "lora").mkdir()
+        named = f"b+{tmp_path / 'lora'}"
+        self.refused(
+            tmp_path, family, "holds no adapter_config.json, so it is no", document("linear", "a", named, weight=1)
+        )
+        self.refused(tmp_path, family, "more than one adapter", document("linear", "a", "b+c+d", weight=1))
 
     @pytest.mark.usefixtures("no_reading")
     def test_another_architecture(self, tmp_path: Path, family: Family, make_model: MakeModel) -> None:
@@ -287,20 +295,14 @@ class TestRefusals:
     @pytest.mark.usefixtures("no_reading")
     def test_another_width(self, tmp_path: Path, family: Family, make_model: MakeModel) -> None:
         family["b"] = ModelSource(source=str(make_model("wide", hidden_size=32)))
-        self.refused(tmp_path, family, r"'b' is of another architecture .*width 32 against 16")
+        self.refused(tmp_path, family, r"'b' is of another architecture .*hidden_size 32 against 16")
 
     @pytest.mark.usefixtures("no_reading")
     def test_another_vocabulary(self, tmp_path: Path, family: Family, make_model: MakeModel) -> None:
         family["b"] = ModelSource(source=str(make_model("other", text="völlig anderer Text")))
-        self.refused(tmp_path, family, "tokenizer of model 'b' is not that of 'a': the same id")
-        data = {**DOCUMENTS["linear"], "tokenizer_source": "union"}
-        self.refused(tmp_path, family, "tokenizer_source: union would need new embeddings", data)
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_a_missing_tokenizer(self, tmp_path: Path, family: Family) -> None:
-        for path in Path(family["b"].source).glob("tokenizer*"):
-            path.unlink()
-        self.refused(tmp_path, family, "model 'b': .*: holds no tokenizer")
+        self.refused(
+            tmp_path, family, r"tokenizer of model 'b' is not that of 'a' .*: the same id stands for different"
+        )
 
     def edit(self, source: ModelSource, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
         file = Path(source.source) / "model.safetensors"
@@ -340,7 +342,7 @@ class TestRefusals:
     def test_quantised_weights(self, tmp_path: Path, family: Family) -> None:
         path = Path(family["b"].source) / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "x"}}))
-        self.refused(tmp_path, family, "model 'b': .*: its weights are quantised")
+        self.refused(tmp_path, family, r"model 'b': .*: its weights are quantised \(x\), and there is no way")
 
     @pytest.mark.usefixtures("no_reading")
     def test_a_range_beyond_the_model(self, tmp_path: Path, family: Family) -> None:

@@ -1,0 +1,143 @@
+"""Merging one tensor: what must be known of it as a whole first, then its pieces, each of them independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mango.errors import MergeError
+from mango.merging.outputs import COPY, OutputTensor
+from mango.merging.registry import MERGERS, MergeMethod
+from mango.tensors import torch_dtype
+from mango.tensors.pieces import PIECE_ELEMENTS
+
+DEVICE_PIECE_ELEMENTS = 2**24
+"""Elements of a piece on an accelerator, where starting a computation costs more than its elements."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A tensor that is ready to be merged piece by piece.
+
+    Attributes:
+        output: what it is.
+        tensors: the models' tensors, flat where pieces are independent.
+        base: that of the base model, likewise.
+        arguments: of the method, with what was measured of the whole tensors.
+        device: where it is computed.
+    """
+
+    output: OutputTensor
+    tensors: tuple[torch.Tensor, ...]
+    base: torch.Tensor | None
+    arguments: Mapping[str, Any]
+    device: torch.device
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether it can be merged in pieces."""
+        return self.output.method == COPY or MERGERS[self.output.method].elementwise
+
+
+def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepared:
+    """Load what a tensor is made of, and measure what its method must know of the whole.
+
+    Args:
+        output: the tensor.
+        device: where it will be computed.
+
+    Returns:
+        The tensor, ready.
+
+    Raises:
+        MergeError: it holds integers that differ between the models.
+    """
+    device = torch.device(device)
+    tensors = tuple(source.load() for _, source in output.sources)
+    base = None if output.base is None else output.base[1].load()
+    if output.method == COPY:
+        if any(not torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
+            raise MergeError(
+                f"{output.spec.name}: holds integers that differ between the models, which cannot be merged"
+            )
+        return Prepared(output, tensors[:1], None, {}, device)
+    method = MERGERS[output.method]
+    arguments = _arguments(output, method)
+    if device.type != "cpu":
+        tensors = tuple(tensor.to(device) for tensor in tensors)
+        base = None if base is None else base.to(device)
+    if method.measure is not None:
+        with_base: dict[str, Any] = {} if method.base not in ("reference", "optional") else {"base": base}
+        arguments.update(method.measure(list(tensors), **with_base, **arguments))
+    if method.elementwise:
+        tensors = tuple(tensor.reshape(-1) for tensor in tensors)
+        base = None if base is None else base.reshape(-1)
+    return Prepared(output, tensors, base, arguments, device)
+
+
+def _arguments(output: OutputTensor, method: MergeMethod) -> dict[str, Any]:
+    arguments = dict(output.arguments)
+    if method.random:
+        arguments["seeds"] = output.seeds
+    return arguments
+
+
+def piece_calls(ready: Prepared) -> Iterator[Callable[[], torch.Tensor]]:
+    """Yield calls that merge the pieces of a tensor, in order; they may run at the same time."""
+    size = ready.output.spec.num_elements
+    step = PIECE_ELEMENTS if ready.device.type == "cpu" else DEVICE_PIECE_ELEMENTS
+    if not ready.in_pieces:
+        yield lambda: merge_piece(ready, 0, size)
+        return
+    for start in range(0, size, step):
+        yield _call(ready, start, min(start + step, size))
+
+
+def _call(ready: Prepared, start: int, end: int) -> Callable[[], torch.Tensor]:
+    return lambda: merge_piece(ready, start, end)
+
+
+def merge_piece(ready: Prepared, start: int, end: int) -> torch.Tensor:
+    """Return the merged elements from ``start`` to ``end``, flat and on the CPU.
+
+    Raises:
+        MergeError: they are not finite.
+    """
+    output, dtype = ready.output, torch_dtype(ready.output.spec.dtype)
+    if output.method == COPY:
+        piece = ready.tensors[0].reshape(-1)[start:end].to(dtype)
+        return _finite(output, piece) if piece.is_floating_point() and len(output.sources) > 1 else piece
+    method = MERGERS[output.method]
+    if ready.in_pieces:
+        parts = [tensor[start:end] for tensor in ready.tensors]
+        base = None if ready.base is None else ready.base[start:end]
+    else:
+        parts, base = list(ready.tensors), ready.base
+    own: dict[str, Any] = {} if method.base not in ("reference", "optional") else {"base": base}
+    if method.takes_position:
+        own["first_position"] = start
+    merged = method.combine(parts, **own, **ready.arguments, dtype=dtype)
+    return _finite(output, merged).reshape(-1).to("cpu")
+
+
+def combine_whole(output: OutputTensor) -> torch.Tensor:
+    """Return a merged tensor in its shape."""
+    result = torch.empty(output.spec.num_elements, dtype=torch_dtype(output.spec.dtype))
+    ready, position = prepare(output), 0
+    for call in piece_calls(ready):
+        piece = call()
+        result[position : position + piece.numel()] = piece
+        position += piece.numel()
+    return result.view(output.spec.shape)
+
+
+def _finite(output: OutputTensor, merged: torch.Tensor) -> torch.Tensor:
+    if not bool(torch.isfinite(merged).all()):
+        raise MergeError(
+            f"{output.spec.name}: the result has elements that are not finite in {output.spec.dtype}: a model holds "
+            "NaN or infinity there, or the values are too large for that type (try out_dtype: float32)"
+        )
+    return merged

@@ -1,0 +1,185 @@
+"""What a merge will take: disk, memory and time; and under which licences its models are."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mango.errors import MergeError
+from mango.merging.combining import merge_piece, prepare
+from mango.merging.inputs import Input
+from mango.merging.outputs import COPY, OutputTensor
+from mango.merging.plan import MergePlan
+from mango.merging.registry import MERGERS
+from mango.merging.tensor_sources import Held
+from mango.tensors import item_bytes, torch_dtype
+from mango.tensors.pieces import PIECE_ELEMENTS
+
+_PROCESS_BYTES = 120 << 20
+_DISK_BYTES_PER_S = 1e9
+_SAMPLE_ELEMENTS = 2**16
+_LICENCE = re.compile(r"^license:\s*[\"']?([\w.\-+ ]+?)[\"']?\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a merge is going to take.
+
+    Attributes:
+        disk_bytes: size of what is written.
+        download_bytes: weights that are fetched from the Hub first.
+        memory_bytes: about the most memory at a time, mapped files not counted.
+        seconds: about how long it takes, downloads not counted.
+        licences: the licence that each model's card names, by key; None where it names none.
+    """
+
+    disk_bytes: int
+    download_bytes: int
+    memory_bytes: int
+    seconds: float
+    licences: Mapping[str, str | None]
+
+
+def estimate(plan: MergePlan, threads: int | None = None) -> Estimate:
+    """Estimate a merge from its plan; every method in it is timed on a few random numbers.
+
+    Args:
+        plan: the merge.
+        threads: how many threads will merge; as many as there are processors by default.
+    """
+    count = threads or len(os.sched_getaffinity(0))
+    rates = {method: _seconds_per_element(plan, method) for method in plan.methods}
+    compute = sum(rates.get(o.method, 1e-9) * o.spec.num_elements for o in plan.tensors) / count
+    moved = (plan.read_bytes + plan.num_bytes) / _DISK_BYTES_PER_S
+    remote = [model for model in plan.all_inputs() if model.remote]
+    return Estimate(
+        disk_bytes=plan.num_bytes,
+        download_bytes=sum(tensor.read_bytes for model in remote for tensor in model.tensors.values()),
+        memory_bytes=_memory(plan, count),
+        seconds=round(max(compute, moved) + 0.5, 1),
+        licences={model.key: _licence(model) for model in plan.all_inputs()},
+    )
+
+
+def _memory(plan: MergePlan, threads: int) -> int:
+    most = 0
+    for output in plan.tensors:
+        held = sum(source.held_bytes for source in output.inputs)
+        if output.method == COPY or MERGERS[output.method].elementwise:
+            piece = min(output.spec.num_elements, PIECE_ELEMENTS)
+            work = threads * piece * 8 * (2 * len(output.inputs) + 2)
+        else:
+            work = output.spec.num_elements * 8 * (len(output.inputs) + 2)
+        most = max(most, held + work)
+    return _PROCESS_BYTES + most
+
+
+def _seconds_per_element(plan: MergePlan, method: str) -> float:
+    """Time a method on random numbers in the place of its first large tensor."""
+    largest = max((o for o in plan.tensors if o.method == method), key=lambda output: output.spec.num_elements)
+    size = min(largest.spec.num_elements, _SAMPLE_ELEMENTS)
+    if not size:
+        return 0.0
+    shape = _small_shape(largest.spec.shape)
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(name: str, dtype: str) -> Held:
+        values = torch.randn(shape, generator=generator)
+        return Held.of(name, values.to(torch_dtype(dtype)))
+
+    spec = type(largest.spec)(largest.spec.name, largest.spec.dtype, shape)
+    output = OutputTensor(
+        spec=spec,
+        method=method,
+        sources=tuple((key, sample(source.name, source.dtype)) for key, source in largest.sources),
+        base=None if largest.base is None else (largest.base[0], sample(spec.name, largest.base[1].dtype)),
+        arguments=largest.arguments,
+        seeds=largest.seeds,
+    )
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        try:
+            merge_piece(prepare(output), 0, spec.num_elements)
+        except MergeError:
+            return 0.0  # it refuses random numbers; what it takes is then not known
+        best = min(best, time.perf_counter() - start)
+    return best / max(1, spec.num_elements)
+
+
+def _small_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    extents = list(shape)
+    while torch.Size(extents).numel() > _SAMPLE_ELEMENTS:
+        largest = extents.index(max(extents))
+        extents[largest] = max(1, extents[largest] // 2)
+    return tuple(extents)
+
+
+def _licence(model: Input) -> str | None:
+    card = None if model.folder is None else model.folder / "README.md"
+    if card is None or not card.is_file():
+        return None
+    text = card.read_bytes()[: 1 << 16].decode("utf-8", errors="replace")
+    if not text.startswith("---"):
+        return None
+    found = _LICENCE.search(text.split("\n---", 1)[0])
+    return found[1] if found else None
+
+
+def describe(plan: MergePlan, taken: Estimate, out: Path) -> dict[str, Any]:
+    """Return what a plan tells a person, as plain values for JSON.
+
+    Args:
+        plan: the merge.
+        taken: what it takes.
+        out: where it will be written.
+    """
+    widths = {model.key: _rows(model) for model in plan.all_inputs() if model.nested is None}
+    return {
+        "out": out.as_posix(),
+        "method": ", ".join(plan.methods) or COPY,
+        "models": {model.key: model.place for model in plan.all_inputs()},
+        "num_tensors": len(plan.tensors),
+        "num_parameters": plan.num_parameters,
+        "num_bytes": plan.num_bytes,
+        "dtypes": _counted(plan),
+        "vocabularies": widths,
+        "tokenizer": plan.tokenizer,
+        "tied": plan.tied,
+        "read_bytes": plan.read_bytes,
+        "download_bytes": taken.download_bytes,
+        "disk_bytes": taken.disk_bytes,
+        "memory_bytes": taken.memory_bytes,
+        "seconds": taken.seconds,
+        "licences": dict(taken.licences),
+        "notes": list(plan.notes),
+        "tensors": [
+            {
+                "name": output.spec.name,
+                "dtype": output.spec.dtype,
+                "shape": list(output.spec.shape),
+                "method": output.method,
+                "models": [key for key, _ in output.sources],
+            }
+            for output in plan.tensors
+        ],
+    }
+
+
+def _rows(model: Input) -> int | None:
+    return None if model.embedding is None else model.tensors[model.embedding].shape[0]
+
+
+def _counted(plan: MergePlan) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for output in plan.tensors:
+        size = output.spec.num_elements * item_bytes(output.spec.dtype)
+        counts[output.spec.dtype] = counts.get(output.spec.dtype, 0) + size
+    return counts

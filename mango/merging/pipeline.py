@@ -1,0 +1,114 @@
+"""Merging many tensors on several threads: whole tensors and pieces of them at a time, results in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from mango.merging.combining import Prepared, merge_piece, piece_calls, prepare
+from mango.merging.outputs import OutputTensor
+from mango.tensors.pieces import PIECE_ELEMENTS
+
+HELD_BYTES_AHEAD = 2**28
+"""Memory that tensors may hold which are prepared before their turn."""
+
+
+@contextmanager
+def compute_threads(count: int | None) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Open threads that merge, and set torch to one thread for each operation meanwhile.
+
+    Operations on pieces are too short to be shared between threads: on a busy machine they would mostly wait for each
+    other. The number of threads is a setting of the whole process; it is restored at the end.
+
+    Args:
+        count: how many; as many as this process has processors by default.
+
+    Yields:
+        The pool and the number of its threads.
+    """
+    count = count or len(os.sched_getaffinity(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="mango-merge")
+    try:
+        yield pool, count
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+class Lane:
+    """Merges tensors in their order, with the work of several of them and of their pieces done at the same time.
+
+    Args:
+        pool: threads that compute.
+        num_threads: how many they are.
+        devices: where tensors are computed, in turn.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, num_threads: int, devices: Sequence[torch.device]) -> None:
+        self._pool = pool
+        self._window = 2 * num_threads + 2
+        self._ahead = num_threads + 2
+        self._devices = devices
+
+    def run(
+        self, outputs: Sequence[OutputTensor], write: Callable[[torch.Tensor], None], done: Callable[[int], None]
+    ) -> None:
+        """Merge tensors.
+
+        Args:
+            outputs: the tensors.
+            write: called with the flat pieces of all tensors, in order.
+            done: called with the index of each tensor when all of its pieces were written.
+        """
+        pending: deque[Future[torch.Tensor] | int] = deque()
+
+        def drain(down_to: int) -> None:
+            while len(pending) > down_to:
+                first = pending.popleft()
+                if isinstance(first, int):
+                    done(first)
+                else:
+                    write(first.result())
+
+        for index, ready in self._prepared(outputs):
+            if isinstance(ready, Future):
+                pending.append(ready)
+            else:
+                for call in piece_calls(ready):
+                    pending.append(self._pool.submit(call))
+                    drain(self._window)
+            pending.append(index)
+            drain(4 * self._window)
+        drain(0)
+
+    def _prepared(self, outputs: Sequence[OutputTensor]) -> Iterator[tuple[int, Prepared | Future[torch.Tensor]]]:
+        """Yield tensors that are ready for their pieces, or the result of small ones, in order."""
+        waiting: deque[tuple[int, Future[Prepared] | Future[torch.Tensor], bool, int]] = deque()
+        held = 0
+        for index, output in enumerate(outputs):
+            device = self._devices[index % len(self._devices)]
+            small = output.spec.num_elements <= PIECE_ELEMENTS
+            cost = sum(source.held_bytes for source in output.inputs)
+            while waiting and (len(waiting) >= self._ahead or held + cost > HELD_BYTES_AHEAD):
+                number, future, whole, its_cost = waiting.popleft()
+                held -= its_cost
+                yield number, (future if whole else future.result())  # type: ignore[misc]
+            if small:
+                waiting.append((index, self._pool.submit(_whole, output, device), True, cost))
+            else:
+                waiting.append((index, self._pool.submit(prepare, output, device), False, cost))
+            held += cost
+        while waiting:
+            number, future, whole, _ = waiting.popleft()
+            yield number, (future if whole else future.result())  # type: ignore[misc]
+
+
+def _whole(output: OutputTensor, device: torch.device) -> torch.Tensor:
+    return merge_piece(prepare(output, device), 0, output.spec.num_elements)

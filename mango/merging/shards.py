@@ -1,0 +1,146 @@
+"""One weight file of a merge: written in order, hashed at the same time, continued where a killed run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from mango.checkpoints import TensorSpec
+from mango.checkpoints.sealing import remember_sha256, start_writing
+from mango.checkpoints.writer import shard_header
+from mango.merging.journal import Journal, Mark
+
+_BATCH_BYTES = 1 << 22
+_MARK_SECONDS = 0.05
+_READ_BYTES = 1 << 22
+
+
+class Shard:
+    """A weight file while it grows.
+
+    Args:
+        file: its path.
+        specs: its tensors, in the order of their bytes.
+        journal: where its marks are kept.
+        hashing: one thread that hashes.
+    """
+
+    def __init__(self, file: Path, specs: Sequence[TensorSpec], journal: Journal, hashing: ThreadPoolExecutor) -> None:
+        self.file = file
+        self._specs = specs
+        self._journal = journal
+        self._hashing = hashing
+        self._digest = hashlib.sha256()
+        self._position = 0
+        self._started = 0
+        self._batch: list[torch.Tensor | int] = []
+        self._batch_bytes = 0
+        self._hashed: Future[None] | None = None
+        self._marked_s = 0.0
+        header = shard_header(specs, {"format": "pt"})
+        size = len(header) + sum(spec.num_bytes for spec in specs)
+        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self.num_done = self._resume(header, size)
+        if self._position == 0:
+            os.ftruncate(self._descriptor, 0)
+            os.posix_fallocate(self._descriptor, 0, size)
+            self._write([memoryview(header)])
+            self._digest.update(header)
+
+    def _resume(self, header: bytes, size: int) -> int:
+        """Hash what an earlier run has written, up to the last mark that is true, and return the tensors done."""
+        marks = sorted(self._journal.marks.get(self.file.name, ()), key=lambda mark: mark.position)
+        if not marks or os.fstat(self._descriptor).st_size != size:
+            return 0
+        if os.pread(self._descriptor, len(header), 0) != header:
+            return 0
+        position, digest, true = 0, hashlib.sha256(), None
+        for mark in marks:
+            while position < mark.position:
+                read = os.pread(self._descriptor, min(_READ_BYTES, mark.position - position), position)
+                if not read:
+                    return self._take(true)
+                digest.update(read)
+                position += len(read)
+            if digest.hexdigest() != mark.sha256:
+                break
+            true = (mark, digest.copy())
+        return self._take(true)
+
+    def _take(self, true: tuple[Mark, hashlib._Hash] | None) -> int:
+        if true is None:
+            return 0
+        mark, self._digest = true
+        self._position = self._started = mark.position
+        return mark.num_tensors
+
+    def write(self, piece: torch.Tensor) -> None:
+        """Append a flat piece of the tensor whose turn it is."""
+        if piece.numel():
+            self._batch.append(piece)
+            self._batch_bytes += piece.numel() * piece.element_size()
+            if self._batch_bytes >= _BATCH_BYTES:
+                self._flush()
+
+    def tensor_done(self, count: int) -> None:
+        """Note that ``count`` tensors are complete with what was given so far."""
+        self._batch.append(count)
+        if len(self._batch) > 1000:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the batch, and let it be hashed while the next one is made."""
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        parts = [part if isinstance(part, int) else _bytes_of(part) for part in batch]
+        before = self._position
+        self._write([part for part in parts if not isinstance(part, int)])
+        self._wait()
+        self._hashed = self._hashing.submit(self._hash, parts, before)
+
+    def _write(self, views: list[memoryview]) -> None:
+        for first in range(0, len(views), 512):
+            some = views[first : first + 512]
+            total = sum(len(view) for view in some)
+            done = os.pwritev(self._descriptor, some, self._position)
+            whole = memoryview(b"".join(some)) if done < total else None
+            while whole is not None and done < total:
+                done += os.pwrite(self._descriptor, whole[done:], self._position + done)
+            self._position += total
+        if self._position - self._started >= 1 << 24:
+            start_writing(self._descriptor, self._started, self._position - self._started)
+            self._started = self._position
+
+    def _hash(self, parts: list[memoryview | int], position: int) -> None:
+        for part in parts:
+            if not isinstance(part, int):
+                self._digest.update(part)
+                position += len(part)
+            elif time.monotonic() - self._marked_s > _MARK_SECONDS or part == len(self._specs):
+                self._journal.add(self.file.name, Mark(part, position, self._digest.copy().hexdigest()))
+                self._marked_s = time.monotonic()
+
+    def _wait(self) -> None:
+        if self._hashed is not None:
+            self._hashed.result()
+            self._hashed = None
+
+    def finish(self) -> None:
+        """Write and hash what is left; sealing the folder then knows the hash."""
+        self._flush()
+        self._wait()
+        os.close(self._descriptor)
+        remember_sha256(self.file, self._digest.hexdigest())
+
+    def abandon(self) -> None:
+        """Close the file after an error."""
+        os.close(self._descriptor)
+
+
+def _bytes_of(piece: torch.Tensor) -> memoryview:
+    return piece.detach().contiguous().view(-1).view(torch.uint8).numpy().data
