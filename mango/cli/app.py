@@ -41,7 +41,7 @@ class Command:
 COMMANDS = {
     "inspect": Command("mango.cli.blocks:inspect", "Show where a model keeps its blocks and what they measure."),
     "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
-    "merge": Command("mango.cli.merging:merge", "Merge models of one shape by a YAML document into a checkpoint."),
+    "merge": Command("mango.cli.merging:merge", "Merge models by YAML documents into checkpoints."),
     "extract-lora": Command("mango.cli.lora:extract_lora", "Extract a LoRA adapter from two models' difference."),
     "moe": Command("mango.cli.moe:moe", "Assemble dense models into a mixture of experts by a YAML document."),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
