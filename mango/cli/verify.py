@@ -10,14 +10,31 @@ import typer
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="Package, fused model, block store or plain model folder.")],
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM) whose owner must have signed the folder (`mango sign`).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Check every file of a folder: hashes, headers, configuration, tensors, values, tokenizer, chat template."""
+    """Check every file of a folder: hashes, headers, configuration, tensors, values, tokenizer, chat template.
+
+    With a key also that its owner signed these files and no others.
+    """
     from mango import console
     from mango.errors import IntegrityError
     from mango.packaging import examine
+    from mango.security.keys import check_public_key, fingerprint
+    from mango.security.signing import SIGNATURE_NAME, verify_folder
 
+    if key is not None:
+        check_public_key(key)
     found = examine(folder)
+    if key is not None:
+
+        def look() -> str:
+            verify_folder(folder, key)
+            return f"by the owner of {key}, SHA-256 {fingerprint(key)[:12]}..."
+
+        found.attempt("signature", folder / SIGNATURE_NAME, look)
     if as_json:
         console.result_json(found.to_dict())
     else:

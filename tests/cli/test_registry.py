@@ -125,7 +125,7 @@ def test_the_parameter_file_says_whose_signature_is_asked_for(capsys: pytest.Cap
     assert mango("promote", "tiny") == 0
     assert mango("promote", "tiny", "--key", "keys/release.pub.pem") == 0
     assert mango("promote", "tiny", "--key", "keys/release.pem") == 2
-    assert "one package has one signature" in capsys.readouterr().err
+    assert "give one of them" in capsys.readouterr().err
     Path("params.yaml").write_text("package: {signed_by: 3}\n")
     assert mango("promote", "tiny") == 2
     assert "package.signed_by: found 3, wanted the path of a public key" in capsys.readouterr().err

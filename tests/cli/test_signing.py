@@ -9,6 +9,7 @@ import pytest
 from mango.checkpoints import replace_folder
 from mango.cli import app
 from mango.security.signing import verify_folder
+from tests.packaging.conftest import save_tiny_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +58,20 @@ def test_a_damaged_folder_is_not_vouched_for(capsys: pytest.CaptureFixture[str])
     assert mango("sign", "model", "--key", "k.pem") == 2
     assert "model/config.json: SHA-256 is" in capsys.readouterr().err
     assert not Path("model/model.sig").exists()
+
+
+def test_verify_with_a_key_asks_for_its_owner_s_signature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_checkpoint(tmp_path / "tiny")
+    for name in ("mine", "other"):
+        assert mango("keygen", f"{name}.pem") == 0
+    assert mango("verify", "tiny", "--key", "mine.pub.pem") == 2
+    assert "error: tiny: is not signed: it has no model.sig" in capsys.readouterr().err
+    assert mango("sign", "tiny", "--key", "mine.pem") == 0
+    assert mango("verify", "tiny") == 0
+    capsys.readouterr()
+    assert mango("verify", "tiny", "--key", "mine.pub.pem") == 0
+    assert "by the owner of mine.pub.pem, SHA-256 " in capsys.readouterr().out
+    assert mango("verify", "tiny", "--key", "other.pub.pem") == 2
+    assert "tiny/model.sig: is no signature by the owner of other.pub.pem" in capsys.readouterr().err
+    assert mango("verify", "tiny", "--key", "none.pem") == 2
+    assert "error: none.pem: the key cannot be read (No such file or directory)" in capsys.readouterr().err
