@@ -7,19 +7,50 @@ from collections.abc import Iterator, Sequence
 import torch
 
 PIECE_ELEMENTS = 2**17
-"""Elements of a piece: 1 MiB as float64, so that the few of one computation stay in the cache."""
+"""Elements of a piece on a CPU: 1 MiB as float64, so that the few of one computation stay in the cache."""
+
+DEVICE_PIECE_ELEMENTS = 2**24
+"""Elements of a piece on an accelerator, where a call costs more than the memory."""
 
 
-def pieces(tensors: Sequence[torch.Tensor], size: int = PIECE_ELEMENTS) -> Iterator[list[torch.Tensor]]:
+def piece_elements(tensor: torch.Tensor) -> int:
+    """Return how many elements a piece of this tensor has, which depends on its device."""
+    return PIECE_ELEMENTS if tensor.device.type == "cpu" else DEVICE_PIECE_ELEMENTS
+
+
+def pieces(tensors: Sequence[torch.Tensor], size: int | None = None) -> Iterator[list[torch.Tensor]]:
     """Yield the flattened tensors in step, ``size`` elements at a time, each in its own type.
 
     Args:
         tensors: tensors of one shape.
-        size: elements of a piece; the last one is smaller.
+        size: elements of a piece; the last one is smaller. By default what suits their device.
 
     Yields:
         One flat piece of each tensor, in their order.
     """
     flat = [tensor.reshape(-1) for tensor in tensors]
-    for start in range(0, flat[0].numel(), size):
-        yield [tensor[start : start + size] for tensor in flat]
+    step = size or piece_elements(flat[0])
+    for start in range(0, flat[0].numel(), step):
+        yield [tensor[start : start + step] for tensor in flat]
+
+
+def row_pieces(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yield matrices in step, as many whole rows at a time as make a piece, but at least one.
+
+    Args:
+        tensors: matrices of one shape.
+
+    Yields:
+        Some rows of each matrix, in their order.
+    """
+    rows, columns = tensors[0].shape
+    step = max(1, piece_elements(tensors[0]) // max(1, columns))
+    for start in range(0, rows, step):
+        yield [tensor[start : start + step] for tensor in tensors]
+
+
+def last_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as a matrix whose rows are its vectors along the last dimension; a scalar is one row of one."""
+    if tensor.dim() == 0:
+        return tensor.reshape(1, 1)
+    return tensor.reshape(-1, tensor.shape[-1]) if tensor.numel() else tensor.reshape(0, max(1, tensor.shape[-1]))

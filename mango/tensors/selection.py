@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from mango.tensors.brackets import Bracket, Found
+from mango.tensors.pieces import piece_elements, pieces
 
 _KEY_BITS = 48  # of the 64; what is left orders non-negative doubles into at most 2**15 bins
 _NUM_BINS = 1 << 16
+_SAMPLES = 1 << 15  # at least, and one element of
+_SAMPLED = 128
+_SMALL = 1 << 16  # elements of a tensor that is sorted as a whole
 
-Magnitudes = Callable[[], Iterable[torch.Tensor]]
-"""Gives a tensor's magnitudes anew at each call: flat float64 pieces, in order, none negative."""
+Magnitude = Callable[[list[torch.Tensor], int, int], torch.Tensor]
+"""``magnitude(parts, first, step)``: the flat float64 magnitudes, none negative, of the elements at the flat positions
+``first``, ``first + step``, ... of the tensors that the parts are of."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Kept:
     last_tie: int
 
     def mask(self, magnitudes: torch.Tensor, first_position: int = 0) -> torch.Tensor:
-        """Return which elements are kept. A NaN is kept, so that damage does not disappear.
+        """Return which elements are kept. A NaN is not among them: multiply with the mask, and it stays.
 
         Args:
             magnitudes: float64 of shape [n], a piece of the tensor that the choice was made on.
@@ -37,75 +45,147 @@ class Kept:
         Returns:
             bool of shape [n].
         """
-        dropped = magnitudes < self.threshold
-        late = max(self.last_tie + 1 - first_position, 0)
-        if late < len(magnitudes):
-            dropped[late:] |= magnitudes[late:] == self.threshold
-        return dropped.logical_not_()
+        late = min(max(self.last_tie + 1 - first_position, 0), len(magnitudes))
+        if magnitudes.device.type != "cpu":
+            kept = magnitudes >= self.threshold
+            kept[late:] &= magnitudes[late:] > self.threshold
+            return kept
+        array = magnitudes.numpy()
+        found = np.empty(len(array), dtype=bool)
+        np.greater_equal(array[:late], self.threshold, out=found[:late])
+        np.greater(array[late:], self.threshold, out=found[late:])
+        return torch.from_numpy(found)
+
+    def apply(self, values: torch.Tensor, first_position: int = 0) -> torch.Tensor:
+        """Set to zero, in place, what is not kept of values whose magnitudes the choice was made on.
+
+        Args:
+            values: float64 of shape [n], a piece of the tensor.
+            first_position: flat position of its first element in the tensor.
+
+        Returns:
+            The same piece; a NaN stays, so that damage does not disappear.
+        """
+        mask = self.mask(values.abs(), first_position)
+        if values.device.type != "cpu":
+            return values.mul_(mask)
+        array = values.numpy()
+        np.multiply(array, mask.numpy(), out=array)
+        return values
 
 
 def num_kept(density: float, num_elements: int) -> int:
-    """Return how many of ``num_elements`` a density keeps: the nearest number, but at least one of any.
+    """Return how many of ``num_elements`` a density keeps: rounded down, but at least one of any.
 
     Args:
-        density: share to keep, over 0 and up to 1.
+        density: share to keep, 0 to 1.
         num_elements: size of the tensor.
 
     Returns:
-        ``density * num_elements`` rounded half up; 1 where that is 0 and there are elements.
+        ``density * num_elements`` rounded down, where a product that misses a whole number by a rounding error of
+        float64 is that number; 1 where that is 0 and neither the density nor the size is; 0 for a density of 0.
     """
-    return min(num_elements, max(1, math.floor(density * num_elements + 0.5)))
+    if density <= 0 or num_elements == 0:
+        return 0
+    return min(num_elements, max(1, math.floor(density * num_elements * (1 + 2.0**-51))))
 
 
-def keep_largest(magnitudes: Magnitudes, count: int, num_elements: int) -> Kept:
-    """Choose the ``count`` largest magnitudes of a tensor that is seen in pieces; ties go to the first positions.
+def difference_magnitude(parts: list[torch.Tensor], first: int, step: int) -> torch.Tensor:
+    """Return the magnitudes of a tensor, or of the difference of two."""
+    wide = parts[0].double()
+    if len(parts) == 1:
+        return wide.abs()
+    return (wide - parts[1].double()).abs_()
 
-    The pieces are gone through two or three times: counted into bins by their leading bits, gathered for the one
-    bin that holds the threshold, and, if not all elements equal to it are kept, searched for the last that is.
+
+def keep_largest(
+    tensors: Sequence[torch.Tensor], counts: Sequence[int], magnitude: Magnitude = difference_magnitude
+) -> list[Kept]:
+    """Choose the elements of largest magnitude, for one or several counts; ties go to the first positions.
+
+    A sample of the tensor tells between which values each threshold lies. One pass counts what is above them and
+    gathers what is between; where a sample misleads, two passes over all values settle it.
 
     Args:
-        magnitudes: gives the pieces; they must be the same at each call.
-        count: how many to keep.
-        num_elements: how many there are in all.
+        tensors: what the magnitudes are made of, of one shape.
+        counts: how many elements to keep.
+        magnitude: how they are made; by default the absolute value of one tensor or of the difference of two.
 
     Returns:
-        The choice; its mask keeps exactly ``count`` elements when none is NaN.
+        The choice for each count; its mask keeps exactly that many elements when no magnitude is NaN.
     """
-    if count >= num_elements:
-        return Kept(0.0, num_elements)
-    if count <= 0:
-        return Kept(math.inf, -1)
-    counts = torch.zeros(_NUM_BINS, dtype=torch.int64)
-    for piece in magnitudes():
-        counts += torch.bincount(_bins(piece), minlength=_NUM_BINS)
-    at_least = counts.flip(0).cumsum(0).flip(0)  # elements in each bin and all above it
-    threshold_bin = int((at_least >= count).nonzero()[-1])
-    above_bin = int(at_least[threshold_bin] - counts[threshold_bin])
-    candidates = _gather(magnitudes, threshold_bin, int(counts[threshold_bin]))
-    rank = count - above_bin  # of the threshold among the candidates, from the largest, counted from 1
-    threshold = float(candidates.kthvalue(len(candidates) - rank + 1).values)
-    num_ties = rank - int((candidates > threshold).sum())
-    if num_ties == int((candidates == threshold).sum()):
-        return Kept(threshold, num_elements)
-    position = 0
-    for piece in magnitudes():
-        ties = (piece == threshold).nonzero().view(-1)
-        if len(ties) >= num_ties:
-            return Kept(threshold, position + int(ties[num_ties - 1]))
-        num_ties -= len(ties)
-        position += len(piece)
-    raise AssertionError("the pieces changed between two calls")
+    view = _Magnitudes(tensors, magnitude)
+    size = view.size
+    inner = sorted({count for count in counts if 0 < count < size})
+    found = dict(zip(inner, view.choose(inner), strict=True)) if inner else {}
+    whole, nothing = Kept(0.0, size), Kept(math.inf, -1)
+    return [found.get(count) or (whole if count >= size else nothing) for count in counts]
 
 
-def _gather(magnitudes: Magnitudes, wanted_bin: int, size: int) -> torch.Tensor:
-    """Return the magnitudes of one bin; the space is taken at once, since growing it piece by piece scatters memory."""
-    gathered = torch.empty(size, dtype=torch.float64)
-    end = 0
-    for piece in magnitudes():
-        found = piece[_bins(piece) == wanted_bin]
-        gathered[end : end + len(found)] = found
-        end += len(found)
-    return gathered
+class _Magnitudes:
+    """A tensor's magnitudes, computed anew whenever they are looked at."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], magnitude: Magnitude) -> None:
+        self._flat = [tensor.reshape(-1) for tensor in tensors]
+        self._magnitude = magnitude
+        self.size = self._flat[0].numel()
+        self._step = piece_elements(self._flat[0])
+
+    def _pieces(self) -> Iterator[torch.Tensor]:
+        for i, parts in enumerate(pieces(self._flat, self._step)):
+            yield self._magnitude(parts, i * self._step, 1)
+
+    def _piece(self, index: int) -> torch.Tensor:
+        first = index * self._step
+        return self._magnitude([tensor[first : first + self._step] for tensor in self._flat], first, 1)
+
+    def choose(self, counts: Sequence[int]) -> list[Kept]:
+        """Return the choice for counts that are over 0 and below the size."""
+        brackets = self._brackets(counts)
+        for piece in self._pieces():
+            for bracket in brackets:
+                bracket.look_at(piece)
+        return [
+            self._kept(bracket.find(count) or self._by_bins(count))
+            for bracket, count in zip(brackets, counts, strict=True)
+        ]
+
+    def _brackets(self, counts: Sequence[int]) -> list[Bracket]:
+        if self.size <= _SMALL:
+            return [Bracket(-math.inf, math.inf) for _ in counts]
+        step = min(self.size // _SAMPLES, _SAMPLED) | 1  # odd, so that it does not fall into step with the rows
+        sample = np.sort(self._magnitude([tensor[::step] for tensor in self._flat], 0, step).cpu().numpy())
+        return [Bracket.around(sample, self.size - count, self.size) for count in counts]
+
+    def _kept(self, found: Found) -> Kept:
+        """Find the last element that is kept among those equal to the threshold."""
+        left = found.num_ties
+        for index, ties in enumerate(found.ties_by_piece):
+            if left <= ties:
+                if left == ties and not any(found.ties_by_piece[index + 1 :]):
+                    return Kept(found.threshold, self.size)
+                places = (self._piece(index) == found.threshold).nonzero().view(-1)
+                return Kept(found.threshold, index * self._step + int(places[left - 1]))
+            left -= ties
+        raise AssertionError("the magnitudes changed between two looks at them")
+
+    def _by_bins(self, count: int) -> Found:
+        """Find a threshold by its leading bits, then among the values that share them; NaN counts as largest."""
+        counts = torch.zeros(_NUM_BINS, dtype=torch.int64)
+        for piece in self._pieces():
+            counts += torch.bincount(_bins(piece), minlength=_NUM_BINS).cpu()
+        at_least = counts.flip(0).cumsum(0).flip(0)  # elements in each bin and all above it
+        threshold_bin = int((at_least >= count).nonzero()[-1])
+        rank = count - int(at_least[threshold_bin] - counts[threshold_bin])  # from the largest, counted from 1
+        gathered = np.empty(int(counts[threshold_bin]))  # at once: growing it would scatter memory
+        end = 0
+        for piece in self._pieces():
+            inside = piece[_bins(piece) == threshold_bin].cpu().numpy()
+            gathered[end : end + len(inside)] = inside
+            end += len(inside)
+        threshold = float(np.partition(gathered, len(gathered) - rank)[len(gathered) - rank])
+        num_ties = rank - int(np.count_nonzero(gathered > threshold))
+        return Found(threshold, num_ties, [int((piece == threshold).sum()) for piece in self._pieces()])
 
 
 def _bins(piece: torch.Tensor) -> torch.Tensor:

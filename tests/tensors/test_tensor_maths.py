@@ -27,7 +27,7 @@ from mango.tensors.pieces import pieces
 )
 def test_the_largest_are_kept_exactly(values: list[float], count: int, size: int) -> None:
     tensor = torch.tensor(values, dtype=torch.float64)
-    kept = keep_largest(lambda: tensor.split(size) if len(tensor) else (), count, len(tensor))
+    kept = keep_largest([tensor], [count])[0]
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
     wanted = [i in order[:count] for i in range(len(values))]
     assert kept.mask(tensor).tolist() == wanted
@@ -36,11 +36,17 @@ def test_the_largest_are_kept_exactly(values: list[float], count: int, size: int
 
 
 @given(density=st.floats(1e-6, 1), size=st.integers(0, 10**7))
-def test_a_density_keeps_the_nearest_number_and_never_nothing(density: float, size: int) -> None:
+def test_a_density_keeps_what_it_says_rounded_down_and_never_nothing(density: float, size: int) -> None:
     count = num_kept(density, size)
     assert 0 <= count <= size
     assert (count == 0) == (size == 0)
-    assert abs(count - density * size) <= max(0.5 + 1e-6, 1 - density * size)
+    assert -1e-6 <= density * size - count < 1 or (count == 1 and density * size < 1)
+
+
+def test_a_product_that_misses_a_whole_number_by_rounding_is_that_number() -> None:
+    assert int(0.29 * 100) == 28
+    assert num_kept(0.29, 100) == 29
+    assert num_kept(0.0, 100) == 0
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-6, 0.5, math.pi / 2, 3.0, math.pi - 1e-9, math.pi])

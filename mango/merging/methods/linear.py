@@ -1,16 +1,16 @@
-"""The weighted mean of models."""
+"""Averaging models element by element."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from pydantic import Field
 
 from mango.config import Frozen
-from mango.errors import MergeError
+from mango.merging.methods.weights import weight_total
 from mango.merging.registry import merge_method
+from mango.tensors.sums import weighted_sum
 
 
 class LinearParams(Frozen):
@@ -45,10 +45,5 @@ def linear(
     Source:
         Wortsman et al., "Model soups" (2022), arXiv:2203.05482, section 2.
     """
-    total = math.fsum(weight) if normalize else 1.0
-    if abs(total) <= 1e-12 * sum(map(abs, weight)):
-        raise MergeError(f"linear: the weights {list(weight)} sum to zero; change them, or set normalize: false")
-    result = torch.zeros(tensors[0].shape, dtype=torch.float64)
-    for tensor, w in zip(tensors, weight, strict=True):
-        result.add_(tensor.double(), alpha=w)
-    return result.div_(total).to(dtype or tensors[0].dtype)
+    total = weight_total("linear", weight) if normalize else 1.0
+    return weighted_sum(tensors, weight, dtype or tensors[0].dtype, divisor=total)

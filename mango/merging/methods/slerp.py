@@ -12,6 +12,7 @@ from pydantic import Field
 from mango.config import Frozen
 from mango.merging.registry import merge_method
 from mango.tensors import Angle, measure_angle
+from mango.tensors.sums import weighted_sum
 
 COLINEAR_RADIANS = 1e-4
 """Two tensors whose angle is this close to 0 or pi are colinear."""
@@ -21,6 +22,22 @@ class SlerpParams(Frozen):
     """Parameters of ``slerp``."""
 
     t: float = Field(0.5, ge=0, le=1, description="how far to go: 0 is the base model, 1 the other")
+
+
+def arc_shares(radians: float, t: float) -> tuple[float, float]:
+    """Return the coefficients of two vectors in their spherical interpolation.
+
+    Args:
+        radians: the angle between them.
+        t: how far to go from the first to the second.
+
+    Returns:
+        ``sin((1 - t) w) / sin(w)`` and ``sin(t w) / sin(w)``; ``1 - t`` and ``t`` where w is within 1e-4 of 0 or pi,
+        where the arc is too short to matter or not defined.
+    """
+    if min(radians, math.pi - radians) < COLINEAR_RADIANS:
+        return 1 - t, t
+    return math.sin((1 - t) * radians) / math.sin(radians), math.sin(t * radians) / math.sin(radians)
 
 
 def _measure(tensors: Sequence[torch.Tensor], **_: Any) -> dict[str, Angle]:
@@ -55,11 +72,5 @@ def slerp(
     Source:
         Shoemake, "Animating rotation with quaternion curves" (1985), section 3.3.
     """
-    first, second = tensors
-    radians = (angle or measure_angle(first, second)).radians
-    if min(radians, math.pi - radians) < COLINEAR_RADIANS:
-        from_first, from_second = 1 - t, t
-    else:
-        from_first, from_second = (math.sin(share * radians) / math.sin(radians) for share in (1 - t, t))
-    result = first.double().mul_(from_first) if first.dtype != torch.float64 else first * from_first
-    return result.add_(second.double(), alpha=from_second).to(dtype or first.dtype)
+    shares = arc_shares((angle or measure_angle(tensors[0], tensors[1])).radians, t)
+    return weighted_sum(tensors, shares, dtype or tensors[0].dtype)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from mango.config import Frozen
-from mango.errors import MergeError
+from mango.merging.methods.consensus import ChangeParams
+from mango.merging.methods.weights import change_total
 from mango.merging.registry import merge_method
+from mango.tensors.sums import weighted_sum
 
 
-class TaskArithmeticParams(Frozen):
+class TaskArithmeticParams(ChangeParams):
     """Parameters of ``task_arithmetic``."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
-    weight: float = Field(1.0, description="of each model's difference; a negative one takes away what it learned")
     normalize: bool = Field(False, description="divide by the sum of the weights")
     lambda_: float = Field(1.0, alias="lambda", description="scale of the sum; 0.3 to 0.6 is usual for several models")
 
@@ -30,6 +27,7 @@ class TaskArithmeticParams(Frozen):
     per_model=("weight",),
     required=("weight",),
     elementwise=True,
+    without_effect=("density", "rescale"),
 )
 def task_arithmetic(
     tensors: Sequence[torch.Tensor],
@@ -59,13 +57,6 @@ def task_arithmetic(
     Source:
         Ilharco et al., "Editing Models with Task Arithmetic" (2023), arXiv:2212.04089, section 2.
     """
-    total = math.fsum(weight) if normalize else 1.0
-    if abs(total) <= 1e-12 * sum(map(abs, weight)):
-        raise MergeError(
-            f"task_arithmetic: the weights {list(weight)} sum to zero; change them, or set normalize: false"
-        )
-    start = base.double()
-    change = torch.zeros_like(start)
-    for tensor, w in zip(tensors, weight, strict=True):
-        change.add_(tensor.double() - start, alpha=w)
-    return start.add(change, alpha=lambda_ / total).to(dtype or base.dtype)
+    scale = lambda_ / (change_total("task_arithmetic", weight) if normalize else 1.0)
+    shares = [w * scale for w in weight]
+    return weighted_sum([base, *tensors], [1.0 - sum(shares), *shares], dtype or base.dtype)

@@ -1,0 +1,126 @@
+"""Joining differences from a base: their weighted sum, or the disjoint mean of those that agree in sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import ConfigDict, Field
+
+from mango.config import Frozen
+from mango.merging.methods.weights import change_total
+
+ROUNDING = 2.0**-50
+"""A sum this small beside the sum of its magnitudes is rounding noise of float64, and elects no sign."""
+
+
+class ChangeParams(Frozen):
+    """What every method has that adds weighted differences to a base."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    weight: float = Field(1.0, description="of each model's difference; a negative one takes away what it learned")
+    lambda_: float = Field(1.0, alias="lambda", description="scale of the merged difference")
+
+
+class SparseParams(ChangeParams):
+    """What every method has that keeps a share of each difference."""
+
+    density: float = Field(1.0, ge=0, le=1, description="share of each model's difference that is kept")
+
+
+def add_changes(
+    start: torch.Tensor,
+    changes: Sequence[torch.Tensor],
+    *,
+    weight: Sequence[float],
+    method: str,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return the base plus the joined differences from it.
+
+    Without election this is their weighted sum. With it, the sign of each element is that of the weighted sum, and
+    the weighted differences of that sign are summed. Where the sum is zero no sign is elected, and nothing is added.
+
+    Args:
+        start: the base, float64; left alone.
+        changes: float64 differences from it, of its shape; they are used up.
+        weight: one weight for each.
+        method: name of the method, for messages.
+        elect: whether signs are elected.
+        normalize: divide by the sum of the weights, with election by that of the models that agree.
+        lambda_: scale of what is added.
+        dtype: type of the result.
+
+    Returns:
+        A tensor of the shape of the base, rounded once.
+
+    Raises:
+        MergeError: the weights to divide by sum to zero.
+    """
+    if not elect:
+        scale = lambda_ / (change_total(method, weight) if normalize else 1.0)
+        result = start.clone()
+        for change, w in zip(changes, weight, strict=True):
+            result.add_(change, alpha=w * scale)
+        return result.to(dtype)
+    sides = _Sides(start, normalize)
+    for change, w in zip(changes, weight, strict=True):
+        sides.add(change, w)
+    return start.add(sides.elected(), alpha=lambda_).to(dtype)
+
+
+def elected_signs(changes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sign of the sum of float64 tensors, 0 where it is zero up to rounding; shape of one of them."""
+    sides = _Sides(changes[0], normalize=False)
+    for change in changes:
+        sides.add(change.clone(), 1.0)
+    return sides.signs()
+
+
+class _Sides:
+    """How far each element is pulled up and how far down, with the weights of both.
+
+    The elected side is the larger one: the sign of the weighted sum. Written without comparisons and selections,
+    which are many times slower than arithmetic in torch.
+    """
+
+    def __init__(self, like: torch.Tensor, normalize: bool) -> None:
+        self._up, self._down = torch.zeros_like(like), torch.zeros_like(like)
+        self._weights = (torch.zeros_like(like), torch.zeros_like(like)) if normalize else None
+        self._given: list[float] = []
+
+    def add(self, change: torch.Tensor, weight: float) -> None:
+        """Add a difference, which is used up."""
+        self._given.append(weight)
+        up = change.mul_(weight).clamp(min=0.0)
+        down = torch.sub(up, change, out=change)  # exact: one of the two is zero
+        self._up.add_(up)
+        self._down.add_(down)
+        if self._weights is not None:
+            self._weights[0].add_(up.sign_(), alpha=weight)
+            self._weights[1].add_(down.sign_(), alpha=weight)
+
+    def signs(self) -> torch.Tensor:
+        """Return 1 where the elements are pulled up, -1 where down, 0 where both pulls are equal up to rounding."""
+        total = self._up - self._down
+        noise = (self._up + self._down).mul_(ROUNDING)
+        decided = noise.neg_().add_(total.abs()).clamp_(min=0.0).sign_()
+        return total.sign_().mul_(decided)
+
+    def elected(self) -> torch.Tensor:
+        """Return the sum of the larger side, or the mean over it; zero where no sign is elected."""
+        elected = self.signs()
+        result = torch.maximum(self._up, self._down)  # NaN stays NaN
+        if self._weights is not None:
+            divisor = torch.lerp(self._weights[1], self._weights[0], elected.add(1.0).mul_(0.5))
+            if min(self._given) < 0:  # those that agree may cancel out; their sum is left undivided then
+                vanishing = divisor.abs() <= 1e-12 * sum(map(abs, self._given))
+                divisor.masked_fill_(vanishing, 1.0)
+            else:
+                divisor.clamp_(min=1e-300)  # where no model agrees, which leaves zero
+            result.div_(divisor)
+        return result.mul_(elected)
