@@ -22,7 +22,7 @@ from mango.checkpoints.reader import Checkpoint
 from mango.checkpoints.templates import chat_templates
 from mango.checkpoints.tokenizer_rules import check_tokenizer
 from mango.checkpoints.vouching import check_hashes, checked_hashes
-from mango.errors import CheckpointError, IntegrityError, UnsafeFileError
+from mango.errors import CheckpointError, MangoError
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _CLOSED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ImportError, ArithmeticError, OSError)
-"""What transformers raises at content that it cannot use."""
 
 
 def open_config(folder: Path | str) -> PretrainedConfig:
@@ -224,9 +222,9 @@ def refuse_other_tensors(folder: Path | str, info: Mapping[str, Any]) -> None:
 def _building(where: Path, what: str = "model") -> Iterator[None]:
     try:
         yield
-    except _FAILURES as error:
-        if isinstance(error, CheckpointError | IntegrityError | UnsafeFileError):
-            raise
+    except (MangoError, MemoryError):
+        raise
+    except Exception as error:  # these libraries raise every kind, down to plain Exception, at content they cannot use
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise CheckpointError(f"{where}: transformers cannot open this {what}: {reason}") from error
     except BaseException as error:

@@ -28,9 +28,8 @@ def _render(template: str, messages: list[Any], tokens: dict[str, Any]) -> dict[
         raise TemplateError(message)
 
     def to_json(value: Any, **options: Any) -> str:
-        kept: dict[str, Any] = {
-            key: options[key] for key in ("ensure_ascii", "indent", "separators", "sort_keys") if key in options
-        }
+        known = ("ensure_ascii", "indent", "separators", "sort_keys")
+        kept: dict[str, Any] = {key: options[key] for key in known if key in options}
         return json.dumps(value, **{"ensure_ascii": False, **kept})
 
     environment = ImmutableSandboxedEnvironment(

@@ -101,6 +101,11 @@ def _parse(text: str, name: str) -> Any:
         raise ConfigError(f"{where} is not YAML: {error.problem or error.context}") from error
     except YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: sections and lists lie too deep inside each other") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # what ruamel.yaml raises at a scalar that its type cannot hold, such as the date 2026-99-99
+        raise ConfigError(f"{name} is not YAML: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _plain(value: Any, key: Key, name: str, lines: dict[Key, int], budget: Iterator[int]) -> Any:

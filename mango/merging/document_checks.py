@@ -106,7 +106,9 @@ def _unknown_methods(document: MergeDocument) -> Iterator[Problem]:
             if entry.filter in (None, "*") and i + 1 < len(setting or ()):
                 message = "an entry without filter takes every tensor: put it last, or give it a filter"
                 yield Problem(f"{path}.{i}", message)
-        if isinstance(setting, tuple) and path == "merge_method" and setting[-1].filter not in (None, "*"):
+        if path != "merge_method" or not isinstance(setting, tuple):
+            continue
+        if not setting or setting[-1].filter not in (None, "*"):
             yield Problem(path, "no method for the other tensors: end with an entry that has no filter")
 
 
