@@ -18,7 +18,7 @@ from mango.checkpoints.configurations import (
 )
 from mango.checkpoints.documents import read_json
 from mango.checkpoints.names import check_inside
-from mango.checkpoints.reader import Checkpoint
+from mango.checkpoints.reader import INDEX_NAME, SINGLE_NAME, Checkpoint
 from mango.checkpoints.templates import chat_templates
 from mango.checkpoints.tokenizer_rules import check_tokenizer
 from mango.checkpoints.vouching import check_hashes, checked_hashes
@@ -212,8 +212,9 @@ def refuse_other_tensors(folder: Path | str, info: Mapping[str, Any]) -> None:
             problems.append(f"{words} {', '.join(names[:3])}{more}")
     problems += [str(message).splitlines()[0] for message in list(info.get("error_msgs") or ())[:1]]
     if problems:
+        place = next((Path(folder, name) for name in (SINGLE_NAME, INDEX_NAME) if Path(folder, name).is_file()), folder)
         raise CheckpointError(
-            f"{folder}: its tensors are not those that its config.json wants: "
+            f"{place}: its tensors are not those that its config.json wants: "
             f"{'; '.join(problems)}; bring the checkpoint back or make it again"
         )
 

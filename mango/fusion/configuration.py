@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mango.checkpoints import check_configuration
-from mango.errors import ConfigError
+from mango.errors import CheckpointError, ConfigError
 from mango.fusion.layout import Layout
 from mango.fusion.params import AdapterParams, RouterParams
 
@@ -74,9 +74,14 @@ class MolConfig(PretrainedConfig):
             kwargs: as every configuration of ``transformers`` takes them.
 
         Raises:
+            CheckpointError: the content is not that of a fused model.
             UnsafeFileError: a key selects code, or asks for more than any real model has.
         """
-        return super().from_dict(check_configuration(config_dict, "config.json"), **kwargs)
+        raw = check_configuration(config_dict, "config.json")
+        try:
+            return super().from_dict(raw, **kwargs)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise CheckpointError(f"config.json: is not that of a fused model ({error!r}); write it again") from error
 
     def get_layout(self) -> Layout:
         """Return the cuts and experts."""
