@@ -56,6 +56,7 @@ def migrate(settings: TrackingSettings) -> None:
     Raises:
         RegistryError: the migration failed, or the store was written by a newer mlflow.
     """
+    quieten(settings)
     if settings.backend == "server":
         return
     with store_lock(settings, "migrate"):

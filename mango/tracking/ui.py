@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from mango.errors import RegistryError
 from mango.redaction import redact_text
 from mango.signals import end_signals_as_exceptions
-from mango.tracking.environment import quieten
+from mango.tracking.environment import server_environment
 from mango.tracking.settings import TrackingSettings
 from mango.tracking.store import experiment_id, open_store
 from mango.tracking.view import share_comparison
@@ -31,7 +31,9 @@ _STOP_S = 10.0
 def ui_server(port: int = 0, *, settings: TrackingSettings | None = None, ready_s: float = 120.0) -> Iterator[str]:
     """Run the MLflow UI in a process of its own for as long as the context lasts.
 
-    MLflow's default is fifteen processes and 1.9 GB; with job execution off and one worker it is two and 0.5 GB.
+    MLflow's default is fifteen processes and 1.9 GB; with job execution off and one worker it is two and 0.5 GB. It
+    listens on the loopback address alone, and there is no option for another: it knows no users, so whoever reaches it
+    may change what it holds. From elsewhere an SSH tunnel leads to it, which knows who you are.
 
     Args:
         port: of the loopback address; 0 takes a free one.
@@ -50,11 +52,11 @@ def ui_server(port: int = 0, *, settings: TrackingSettings | None = None, ready_
     port = _claim(port)
     client = open_store(settings)
     view = share_comparison(client, experiment_id(client, settings))
-    environ = dict(os.environ)
-    quieten(settings, environ)
-    environ["MLFLOW_BACKEND_STORE_URI"] = settings.uri  # not on the command line, which everyone can read
+    environ = server_environment(settings)
     command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", settings.artifact_uri]
+    # A page from elsewhere could reach this port through a name that it lets point here: the Host header gives it away.
+    command += ["--allowed-hosts", f"{_HOST}:*,localhost:*"]  # any port: that of a tunnel differs
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
         try:

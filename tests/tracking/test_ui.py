@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,29 @@ import sys
 from mango.tracking import TrackingSettings, serve_ui
 serve_ui(0, announce=lambda address: print(address, flush=True), settings=TrackingSettings(root=sys.argv[1]))
 """
+
+
+OPENING = {
+    "MLFLOW_HOST": "0.0.0.0",
+    "MLFLOW_UVICORN_OPTS": "--host 0.0.0.0",
+    "MLFLOW_SERVER_ALLOWED_HOSTS": "*",
+    "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": "*",
+    "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true",
+    "MANGO_SIGNING_PASSWORD": "planted-password",
+}
+"""An environment that would open the server to everyone."""
+
+
+def answer_to(url: str, headers: dict[str, str]) -> tuple[int, str | None]:
+    content = json.dumps({"max_results": 1}).encode()
+    request = urllib.request.Request(url, content, {"Content-Type": "application/json", **headers}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.headers["X-Frame-Options"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, None
 
 
 def read_experiment(settings: TrackingSettings) -> str:
@@ -75,7 +100,10 @@ def test_the_ui_shows_the_runs_and_stops_when_asked(settings: TrackingSettings) 
     with stage_run("train", settings=settings, params={"seed": 0}) as run:
         pass
     with subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(settings.root)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVE, str(settings.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **OPENING},
     ) as process:
         address, _, view = process.stdout.readline().strip().partition("/#")
         assert view == f"/experiments/{read_experiment(settings)}/runs?viewStateShareKey=mango"
@@ -92,6 +120,18 @@ def test_the_ui_shows_the_runs_and_stops_when_asked(settings: TrackingSettings) 
             item.laddr.ip for server in servers for item in server.net_connections() if item.status == "LISTEN"
         }
         assert listening == {"127.0.0.1"}
+        environment = next(server.environ() for server in servers if "MLFLOW_BACKEND_STORE_URI" in server.environ())
+        assert environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+        assert "MANGO_SIGNING_PASSWORD" not in environment
+        search = f"{address}/api/2.0/mlflow/experiments/search"
+        for headers, status in (
+            ({}, 200),
+            ({"Host": "localhost:1234"}, 200),  # through a tunnel
+            ({"Host": "rebound.example"}, 403),
+            ({"Host": "192.168.1.1"}, 403),
+            ({"Origin": "https://elsewhere.example"}, 403),
+        ):
+            assert answer_to(search, headers) == (status, "DENY" if status == 200 else None), headers
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
     assert not any(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers)
