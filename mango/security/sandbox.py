@@ -35,6 +35,7 @@ _PIPE_BYTES = _MIB
 _LARGEST_TEXT = {b"E": 4000, b"U": 4000, b"R": 4000, b"J": 4 * _MIB}
 _MOST_FRAMES = 64
 _SCRATCH_BYTES = 64 * _MIB
+_ADDRESS_BYTES = 16 * 2**30
 _SANDBOX_ID = 65534
 _INSIDE = "/code/mango/security/inside"
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Limits:
     """What a child may use.
 
     Args:
-        memory_bytes: address space.
+        memory_bytes: private memory.
         seconds: of the clock, and as much of a processor.
         threads: processes and threads.
         max_bytes: the longest safetensors file that is taken from it.
@@ -62,10 +63,10 @@ class Limits:
         seconds = 30.0 + 30.0 * num_bytes / 2**30
         most = 64 * _MIB + 4 * num_bytes
         if kind == "convert":
-            return cls(1024 * _MIB + 2 * num_bytes, seconds, 4, most)
+            return cls(512 * _MIB + 2 * num_bytes, seconds, 4, most)
         if kind == "scan":
-            return cls(2048 * _MIB, seconds, 4, 0)
-        return cls(8192 * _MIB + 3 * num_bytes, 60.0 + seconds, 32, most)
+            return cls(1024 * _MIB, seconds, 4, 0)
+        return cls(1024 * _MIB + 4 * num_bytes, 60.0 + seconds, 32, most)
 
 
 @dataclass
@@ -168,7 +169,8 @@ def _job(kind: Kind, path: str, limits: Limits, descriptors: tuple[int, int, int
         "sites": sites,
         "readable": [*visible.values(), "/dev/urandom", "/dev/null"],
         "limits": {
-            "RLIMIT_AS": limits.memory_bytes,
+            "RLIMIT_DATA": limits.memory_bytes,
+            "RLIMIT_AS": _ADDRESS_BYTES + 4 * limits.memory_bytes,  # libraries map more than they use
             "RLIMIT_CPU": int(limits.seconds) + 1,
             "RLIMIT_NPROC": limits.threads,
             "RLIMIT_FSIZE": _SCRATCH_BYTES,

@@ -12,7 +12,7 @@ _READING = """
     access brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2 dup3 epoll_create1 epoll_ctl
     epoll_pwait epoll_wait eventfd2 exit exit_group faccessat faccessat2 fadvise64 fcntl fstat fstatfs futex getcwd
     getdents64 getegid geteuid getgid getgroups getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit
-    getrusage getsid gettid gettimeofday getuid lseek lstat madvise mincore mmap mprotect mremap munmap nanosleep
+    getrusage getsid gettid gettimeofday getuid lseek lstat madvise mincore mprotect mremap munmap nanosleep
     newfstatat open openat pipe2 poll ppoll pread64 preadv preadv2 pselect6 read readlink readlinkat readv
     restart_syscall rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend rt_sigtimedwait
     sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getparam sched_getscheduler sched_yield select
@@ -24,6 +24,7 @@ _STARTING = "execve landlock_add_rule landlock_create_ruleset landlock_restrict_
 _CLONE_THREAD = 0x10000
 _CLONE_NEW = 0x7E020080  # every namespace that clone can make
 _TERMINAL_QUERIES = (0x5401, 0x5450, 0x5451)  # TCGETS, FIONCLEX, FIOCLEX: Python asks for them when it opens a file
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _EPERM, _ENOSYS = 1, 38
 
 
@@ -62,6 +63,8 @@ def filter_program(*, starting: bool) -> bytes:
     threads = _CLONE_THREAD | _CLONE_NEW
     rules.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, threads, _CLONE_THREAD))
     rules.add_rule(pyseccomp.ERRNO(_ENOSYS), "clone3")  # its flags lie in memory; the C library falls back to clone
+    for flag in (_MAP_SHARED, _MAP_ANONYMOUS):  # not both: such memory would escape the limit on data
+        rules.add_rule(pyseccomp.ALLOW, "mmap", pyseccomp.Arg(3, pyseccomp.MASKED_EQ, flag, 0))
     for request in _TERMINAL_QUERIES:
         rules.add_rule(pyseccomp.ALLOW, "ioctl", pyseccomp.Arg(1, pyseccomp.EQ, request))
     with tempfile.TemporaryFile() as file:

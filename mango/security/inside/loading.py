@@ -32,10 +32,6 @@ def load(file: IO[bytes], options: Mapping[str, Any], answers: Answers) -> None:
         RefusalError: it holds no tensors, or some that safetensors cannot hold.
     """
     sys.modules["dill"] = None  # type: ignore[assignment]  # torch would import it, and it wants to write to a device
-    import torch
-
-    torch.set_num_threads(1)
-    names = _names(torch)
     kind = archives.recognise(os.pread(file.fileno(), 512, 0))
     scripted = False
     if kind == "zip":
@@ -44,13 +40,16 @@ def load(file: IO[bytes], options: Mapping[str, Any], answers: Answers) -> None:
     elif kind == "tar":
         archives.tar_members(file)
     file.seek(0)
+    value = pickle.load(file) if kind == "pickle" else None
+    import torch
+
+    torch.set_num_threads(1)
+    names = _names()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if kind == "pickle":
-            value = pickle.load(file)
-        elif scripted:
+        if scripted:
             value = torch.jit.load(file, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-        else:
+        elif kind != "pickle":
             value = torch.load(file, map_location="cpu", weights_only=False)
     chosen, rest = select(value, torch.is_tensor, lambda item: _state_dict(torch, item))
     report = {"format": kind, "names": [], "left_out": sorted(map(str, rest))[:1000], "unread": []}
@@ -60,7 +59,7 @@ def load(file: IO[bytes], options: Mapping[str, Any], answers: Answers) -> None:
     _send(torch, names, chosen, int(options["max_bytes"]), answers)
 
 
-def _names(torch: Any) -> dict[Any, str]:
+def _names() -> dict[Any, str]:
     from safetensors.torch import _TYPES
 
     return {dtype: name for name, dtype in _TYPES.items()}
