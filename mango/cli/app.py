@@ -44,6 +44,9 @@ COMMANDS = {
     "merge": Command("mango.cli.merging:merge", "Merge models by YAML documents into checkpoints."),
     "extract-lora": Command("mango.cli.lora:extract_lora", "Extract a LoRA adapter from two models' difference."),
     "moe": Command("mango.cli.moe:moe", "Assemble dense models into a mixture of experts by a YAML document."),
+    "transplant-tokenizer": Command(
+        "mango.cli.vocabulary:transplant_tokenizer", "Give a model another model's vocabulary."
+    ),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
     "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),
     "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),

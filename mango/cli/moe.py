@@ -19,6 +19,7 @@ def moe(
 ) -> None:
     """Assemble dense models of one architecture into a mixture of experts."""
     from mango import console
+    from mango.cli.devices import device_of
     from mango.cli.model_names import named_models
     from mango.config import Settings
     from mango.surgery.moe import assemble, load_moe_document, plan_moe
@@ -29,7 +30,7 @@ def moe(
     if only_plan:
         facts = plan_moe(loaded, named, cache=settings.cache).to_dict()
     else:
-        device = _device(settings.device)
+        device = device_of(settings.device)
         with console.Meter(f"assemble {out}") as meter:
             report = assemble(loaded, out, named, cache=settings.cache, device=device, on_tensor=meter)
         facts = report.to_dict()
@@ -40,14 +41,6 @@ def moe(
     else:
         shown = [[name, _shown(value)] for name, value in facts.items() if name != "notes"]
         console.result(console.table(shown, ["mixture", "value"]))
-
-
-def _device(word: str) -> str:
-    import torch
-
-    if word != "auto":
-        return word
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _shown(value: object) -> str:

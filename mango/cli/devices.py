@@ -1,0 +1,12 @@
+"""The device that a setting means, for commands that run models."""
+
+from __future__ import annotations
+
+
+def device_of(word: str) -> str:
+    """Return the device for ``auto`` (a GPU where there is one), or the word itself."""
+    import torch
+
+    if word != "auto":
+        return word
+    return "cuda" if torch.cuda.is_available() else "cpu"
