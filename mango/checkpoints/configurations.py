@@ -24,7 +24,7 @@ GENERATION_NAME = "generation_config.json"
 BOUNDS = Bounds(4 << 20, 200_000, depth=24, constants=True)
 MAX_TEXT = 1 << 16
 
-BUILT_IN = ("eager", "sdpa", "flex_attention")
+BUILT_IN = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
 CODE_KEYS = frozenset(
     {
         "auto_map",
@@ -47,7 +47,7 @@ CODE_KEYS = frozenset(
         "_auto_class",
     }
 )
-_IMPLEMENTATION = re.compile(r"_implementation(_internal|_autoset)?$")
+_IMPLEMENTATION = re.compile(r"implementation(_internal|_autoset)?$")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _LONG = re.compile(r"token|_ids?$|position|length|seq|ctx|window|theta|base$|pixels|tokens|seed|steps|temperature")
 _SIZE = re.compile(r"size|dim|width|hidden|inner|channels|rank|features|embd|d_model|d_ff|d_kv|ffn")
@@ -119,9 +119,9 @@ def check_configuration(
         problem = _code(at, key, value)
         if problem and not trusted():
             raise UnsafeFileError(problem)
+        _check_value(at, key, value)
         if key in _methods():
             raise UnsafeFileError(f"{at} would replace a method of the configuration; remove the key")
-        _check_value(at, key, value)
     return raw
 
 
@@ -149,7 +149,7 @@ def _code(at: str, key: str, value: Any) -> str | None:
         )
     if _IMPLEMENTATION.search(key):
         chosen = value.values() if isinstance(value, dict) else [value]
-        if not all(isinstance(one, bool | None) or (isinstance(one, str) and one in BUILT_IN) for one in chosen):
+        if not all(isinstance(one, bool | None) or (isinstance(one, str) and _built_in(key, one)) for one in chosen):
             return (
                 f"{at} is {shown(value)}, which may name code to download; wanted one of {', '.join(BUILT_IN)}, or no "
                 "such key"
@@ -159,8 +159,14 @@ def _code(at: str, key: str, value: Any) -> str | None:
     return None
 
 
+def _built_in(key: str, value: str) -> bool:
+    if "attn" in key or "attention" in key or "expert" in key:
+        return value in BUILT_IN
+    return _IDENTIFIER.fullmatch(value) is not None  # such as the kind of cache, which names a class of transformers
+
+
 def _check_value(at: str, key: str, value: Any) -> None:
-    if (not key or len(key) > 256 or not key.isprintable() or key.startswith("__")) and key != "__float__":
+    if (len(key) > 256 or not key.isprintable() or key.startswith("__")) and key != "__float__":
         raise UnsafeFileError(f"{at}: is no name that a parameter can have; remove it")
     _check_text(at, value)
     if isinstance(value, str):
