@@ -8,14 +8,14 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from mango.evaluation.report_svg import Point, Series, lines, quality_against_cost
+from mango.evaluation.report_svg import Point, quality_against_cost
 from mango.evaluation.report_table import processed_heatmap, router_heatmap, systems_table
 from mango.evaluation.report_words import KINDS, describe, figures, spaced, verdict
 from mango.evaluation.schema import Evaluation, Sample, System
+from mango.pages import Series, lines, page
 
 ANCHOR = "anchor"
 _COLOURS = 8
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _FIRST_LABELLED = ("fused", "trunk", "ensemble", "routing", "control", "oracle", "merge", "expert")
 
 
@@ -39,15 +39,7 @@ def render(evaluation: Evaluation) -> str:
         _glossary(evaluation),
         _making(evaluation),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>Evaluation of the fused model</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page("Evaluation of the fused model", parts, css=css)
 
 
 def _verdict(evaluation: Evaluation) -> str:

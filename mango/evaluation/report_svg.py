@@ -1,16 +1,15 @@
-"""Charts of the report as inline SVG: no script, no font and no colour from outside; the page's CSS colours them."""
+"""The report's chart of quality against cost, as inline SVG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from mango.evaluation.schema import SystemKind
+from mango.pages import BOTTOM, LEFT, RIGHT, TOP, WIDTH, axes, line, svg, text, ticks
 
-WIDTH = 360.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 12.0, 36.0
 _FONT = 10.0
 _CHARACTER = 0.56 * _FONT
 
@@ -38,69 +37,6 @@ class Point:
     cost: float
     loss: float
     labelled: bool = True
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a chart: its name, its CSS class and its points (x, y)."""
-
-    name: str
-    css: str
-    points: tuple[tuple[float, float], ...]
-    dots: bool = False
-
-
-def number(value: float) -> str:
-    """Return a number for a tick: short, without trailing zeros, with a true minus sign."""
-    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
-
-
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Return round numbers that cover ``low`` to ``high`` in about ``wanted`` steps."""
-    if not high > low:
-        return [low]
-    raw = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _svg(height: float, title: str, body: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(body)}</svg>"
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> str:
-    kind = f' class="{css}"' if css else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
-
-
-def _axes(
-    height: float,
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
-    x_at: Callable[[float], float],
-    y_at: Callable[[float], float],
-    x_name: str,
-) -> list[str]:
-    right, bottom = WIDTH - _RIGHT, height - _BOTTOM
-    body = []
-    for value in y_ticks:
-        body.append(_line(_LEFT, y_at(value), right, y_at(value), "grid"))
-        body.append(_text(_LEFT - 5, y_at(value) + 3.5, number(value), "end", "tick"))
-    for value in x_ticks:
-        body.append(_line(x_at(value), bottom, x_at(value), bottom + 4, "axis"))
-        body.append(_text(x_at(value), bottom + 15, number(value), "middle", "tick"))
-    body.append(_line(_LEFT, bottom, right, bottom, "axis"))
-    body.append(_text((_LEFT + right) / 2, height - 4, x_name, "middle", "tick"))
-    return body
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -141,7 +77,7 @@ def quality_against_cost(points: Sequence[Point], *, title: str, cost_name: str)
         One ``<svg>`` element.
     """
     height = 290.0
-    right, bottom = WIDTH - _RIGHT, height - _BOTTOM
+    right, bottom = WIDTH - RIGHT, height - BOTTOM
     limit = visible_limit(points)
     best = min(point.loss for point in points)
     pad = 0.07 * (limit - best) or 0.05
@@ -150,13 +86,13 @@ def quality_against_cost(points: Sequence[Point], *, title: str, cost_name: str)
     x_low, x_high = math.log2(min(costs)) - 1.1, math.log2(max(costs)) + 0.35
 
     def x_at(cost: float) -> float:
-        return _LEFT + (math.log2(cost) - x_low) / (x_high - x_low) * (right - _LEFT)
+        return LEFT + (math.log2(cost) - x_low) / (x_high - x_low) * (right - LEFT)
 
     def y_at(loss: float) -> float:
-        return bottom - (min(loss, high - 0.4 * pad) - low) / (high - low) * (bottom - _TOP)
+        return bottom - (min(loss, high - 0.4 * pad) - low) / (high - low) * (bottom - TOP)
 
     x_ticks = [c for c in (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if x_low <= math.log2(c) <= x_high]
-    body = _axes(height, x_ticks, ticks(low, high), x_at, y_at, cost_name)
+    body = axes(height, x_ticks, ticks(low, high), x_at, y_at, cost_name)
     front = _front([point for point in points if point.kind != "oracle"])
     path = "".join(
         f"M{x_at(p.cost):.1f},{y_at(p.loss):.1f}" if i == 0 else f"H{x_at(p.cost):.1f}V{y_at(p.loss):.1f}"
@@ -170,23 +106,23 @@ def quality_against_cost(points: Sequence[Point], *, title: str, cost_name: str)
         beyond = point.loss > limit
         words = ([point.label] if point.labelled else []) + ([f"\N{UPWARDS ARROW} {point.loss:.2f}"] if beyond else [])
         label = " ".join(words)
-        placed = _place(x, y, label, taken, (_LEFT, 0.0, right, bottom)) if label else None
+        placed = _place(x, y, label, taken, (LEFT, 0.0, right, bottom)) if label else None
         if placed is not None:
             box, leader = placed
             taken.append(box)
             middle = (box[1] + box[3]) / 2
             near = box[0] - 1 if box[0] > x else box[2] + 1
             if leader:
-                body.append(_line(x, y, near, middle, "leader"))
+                body.append(line(x, y, near, middle, "leader"))
             on_right = box[0] > x
             anchor, edge = ("start", box[0]) if on_right else ("end", box[2])
-            marks.append(_text(edge, middle + 3.5, label, anchor, f"label {point.kind}"))
+            marks.append(text(edge, middle + 3.5, label, anchor, f"label {point.kind}"))
         tip = escape(f"{point.label}: {point.loss:.3f} at cost {point.cost:.2f}")
         marks.append(
             f'<path d="{MARKERS[point.kind]}" transform="translate({x:.1f},{y:.1f})" class="mark {point.kind}">'
             f"<title>{tip}</title></path>"
         )
-    return _svg(height, title, body + marks)
+    return svg(height, title, body + marks)
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
@@ -196,41 +132,3 @@ def _front(points: Sequence[Point]) -> list[Point]:
         if not front or point.loss < front[-1].loss:
             front.append(point)
     return front
-
-
-def lines(series: Sequence[Series], *, title: str, x_name: str, height: float = 220.0) -> str:
-    """Draw lines over a shared horizontal axis.
-
-    Args:
-        series: At least one line with at least one point.
-        title: What the chart shows, for screen readers.
-        x_name: Name of the horizontal axis.
-        height: Height in the units of a drawing that is 360 wide.
-
-    Returns:
-        One ``<svg>`` element.
-    """
-    xs = [x for line in series for x, _ in line.points]
-    ys = [y for line in series for _, y in line.points]
-    right, bottom = WIDTH - _RIGHT, height - _BOTTOM
-    x_low, x_high = min(xs), max(xs)
-    pad = 0.08 * (max(ys) - min(ys)) or max(0.05 * abs(max(ys)), 1e-3)
-    low, high = min(ys) - pad, max(ys) + pad
-
-    def x_at(x: float) -> float:
-        return _LEFT + 4 + (x - x_low) / ((x_high - x_low) or 1.0) * (right - _LEFT - 8)
-
-    def y_at(y: float) -> float:
-        return bottom - (y - low) / (high - low) * (bottom - _TOP)
-
-    body = _axes(height, ticks(x_low, x_high), ticks(low, high, 4), x_at, y_at, x_name)
-    for line in series:
-        places = [(x_at(x), y_at(y)) for x, y in line.points]
-        body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" class="line {line.css}"/>')
-        if line.dots or len(places) == 1:
-            body += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="dot {line.css}">'
-                f"<title>{escape(f'{line.name}, step {step:g}: {value:.4g}')}</title></circle>"
-                for (x, y), (step, value) in zip(places, line.points, strict=True)
-            ]
-    return _svg(height, title, body)

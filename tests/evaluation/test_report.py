@@ -12,7 +12,7 @@ import pytest
 from mango.errors import EvaluationError
 from mango.evaluation.report import tables, write_report
 from mango.evaluation.report_html import expert_colours, render
-from mango.evaluation.report_svg import Point, ticks, visible_limit
+from mango.evaluation.report_svg import Point, visible_limit
 from mango.evaluation.report_words import verdict
 from mango.evaluation.schema import parse
 from tests.evaluation.make_example import example
@@ -218,12 +218,6 @@ def test_each_expert_keeps_its_colour_and_the_anchor_is_grey() -> None:
     colours = expert_colours(evaluation)
     assert colours["anchor"] == 0
     assert len(set(colours.values())) == len(colours) == 6
-
-
-def test_ticks_are_round_and_cover_the_range() -> None:
-    assert ticks(0.0, 10.0) == [0, 2, 4, 6, 8, 10]
-    assert ticks(2.97, 4.61) == [3.0, 3.5, 4.0, 4.5]
-    assert ticks(1.0, 1.0) == [1.0]
 
 
 def test_one_bad_system_does_not_stretch_the_chart() -> None:
