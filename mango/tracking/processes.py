@@ -109,6 +109,32 @@ def dvc_processes(root: Path) -> list[int]:
     return sorted(found)
 
 
+def is_running_dvc(pid: int) -> bool:
+    """Whether a process of this number runs now, and is a ``dvc``: after a kill its number may be another's."""
+    import psutil
+
+    try:
+        return _is_dvc(psutil.Process(pid).cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def git_processes(root: Path) -> list[int]:
+    """Return the numbers of the ``git`` processes that work in a folder or below it."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path((process.cmdline() or [""])[0]).name in {"git", "git.exe"} and Path(process.cwd()).is_relative_to(
+                root.resolve()
+            ):
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return sorted(found)
+
+
 def _is_dvc(command: list[str]) -> bool:
     """Whether a command line is ``dvc ...``, ``python .../dvc ...`` or ``python -m dvc ...``."""
     if any(Path(word).name in {"dvc", "dvc.exe"} for word in command[:1]):
