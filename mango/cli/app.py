@@ -55,6 +55,7 @@ COMMANDS = {
     "verify": Command("mango.cli.verify:verify", "Check every file of a folder, and all that the files say."),
     "sync": Command("mango.cli.registry:sync", "Give experiments that ran nothing, or elsewhere, their runs."),
     "repair": Command("mango.cli.repair:repair", "Mend what a killed DVC left behind."),
+    "repro": Command("mango.cli.repair:repro_app", "Mend what a killed DVC left behind, then run `dvc repro`"),
     "ui": Command("mango.cli.registry:ui", "Open the tracking pages in small form."),
     "config": Command("stages.show:config", "Show every parameter with its value and where that came from."),
     "data": Command("mango.cli.data:app", "Look after the corpus."),
