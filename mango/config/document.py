@@ -13,7 +13,8 @@ from mango.errors import ConfigError
 Key = tuple[str | int, ...]
 """Path of a value: section names and list positions."""
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 17
+"""A parser that remembers lines takes about a second for so many."""
 MAX_VALUES = 20_000
 """Bound on values after aliases are followed: a few lines of nested aliases can stand for billions."""
 

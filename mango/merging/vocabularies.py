@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mango.checkpoints import copy_tokenizer, open_tokenizer, read_json, tokenizer_sha256, write_file
+from mango.checkpoints import check_tokenizer, copy_tokenizer, open_tokenizer, read_json, tokenizer_sha256, write_file
 from mango.errors import CheckpointError, MergeError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
@@ -33,7 +33,10 @@ class Vocabulary:
     @classmethod
     def of(cls, folder: Path) -> Vocabulary | None:
         """Return the vocabulary of a model folder, or None where it has none."""
-        return cls(folder) if any((folder / name).is_file() for name in _VOCABULARIES) else None
+        if not any((folder / name).is_file() for name in _VOCABULARIES):
+            return None
+        check_tokenizer(folder)  # before any library reads it
+        return cls(folder)
 
     @cached_property
     def tokens(self) -> dict[str, int]:

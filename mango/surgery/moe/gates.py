@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mango.checkpoints import open_model, open_tokenizer
 from mango.errors import MergeError
 from mango.surgery.moe.document import BY_PROMPT, ExpertEntry, MoeDocument
 from mango.surgery.opened import OpenedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 def make_gates(
@@ -83,11 +84,9 @@ def _prompts(entry: ExpertEntry) -> tuple[Sequence[str], Sequence[str]]:
 
 def _tokens(base: OpenedModel, prompts: Sequence[str]) -> list[Tensor]:
     """Return the ids of each prompt, with the start token before them where the tokenizer has one."""
-    from transformers import AutoTokenizer
-
     if not prompts:
         return []
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base.folder)
+    tokenizer = open_tokenizer(base.folder)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     found = []
     for prompt in prompts:
@@ -113,9 +112,7 @@ def _direction(states: Sequence[Tensor | None], entry: ExpertEntry) -> Tensor:
 
 @contextmanager
 def _running(base: OpenedModel, device: torch.device | str) -> Iterator[PreTrainedModel]:
-    from transformers import AutoModelForCausalLM
-
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base.folder, dtype="auto")
+    model = open_model(base.folder)
     if base.adapter is not None:
         state = model.state_dict(keep_vars=True)
         with torch.no_grad():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mango.checkpoints import open_tokenizer
 from mango.errors import CheckpointError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -44,13 +45,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     Raises:
         CheckpointError: there is no tokenizer, or it is of a kind whose tokens cannot be told.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({reason})") from error
+    tokenizer = open_tokenizer(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(
             f"{folder}: a {type(tokenizer).__name__} does not say what its tokens are; wanted a fast one"
