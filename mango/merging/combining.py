@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,8 @@ def combine_whole(output: OutputTensor) -> torch.Tensor:
 
 
 def _finite(output: OutputTensor, merged: torch.Tensor) -> torch.Tensor:
-    if not bool(torch.isfinite(merged).all()):
+    # A sum shows what is not finite several times faster than looking at every element.
+    if not math.isfinite(float(merged.sum(dtype=torch.float64))) and not bool(torch.isfinite(merged).all()):
         raise MergeError(
             f"{output.spec.name}: the result has elements that are not finite in {output.spec.dtype}: a model holds "
             "NaN or infinity there, or the values are too large for that type (try out_dtype: float32)"

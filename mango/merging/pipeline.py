@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,11 @@ import torch
 from mango.merging.combining import Prepared, merge_piece, piece_calls, prepare
 from mango.merging.outputs import OutputTensor
 from mango.tensors.pieces import PIECE_ELEMENTS
+
+KEPT_BYTES = 2**25
+"""Larger buffers go back to the kernel when they are free, which is what large tensors need."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 HELD_BYTES_AHEAD = 2**28
 """Memory that tensors may hold which are prepared before their turn."""
@@ -34,12 +40,21 @@ def compute_threads(count: int | None) -> Iterator[tuple[ThreadPoolExecutor, int
     count = count or len(os.sched_getaffinity(0))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    _keep_freed_memory()
     pool = ThreadPoolExecutor(count, thread_name_prefix="mango-merge")
     try:
         yield pool, count
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
+
+
+def _keep_freed_memory() -> None:
+    """Let the allocator keep the few buffers that pieces need, instead of asking the kernel for each of them anew."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 class Lane:

@@ -48,8 +48,7 @@ class Shard:
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         self.num_done = self._resume(header, size)
         if self._position == 0:
-            os.ftruncate(self._descriptor, 0)
-            os.posix_fallocate(self._descriptor, 0, size)
+            os.ftruncate(self._descriptor, size)  # the plan has asked for room; reserving it now would slow every write
             self._write([memoryview(header)])
             self._digest.update(header)
 
