@@ -15,7 +15,9 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Check every file of a folder: hashes, headers, configuration, tensors, values, tokenizer, chat template.
+    """Check every file of a folder, and all that the files say.
+
+    That is hashes, headers, configuration, tensors, values, tokenizer and chat template.
 
     With a key also that its owner signed these files and no others.
     """

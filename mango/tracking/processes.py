@@ -102,7 +102,8 @@ def dvc_processes(root: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            if _is_dvc(process.cmdline()) and Path(process.cwd()) == root.resolve():
+            command = process.cmdline()  # its daemon asks for news and touches nothing here
+            if _is_dvc(command) and "daemon" not in command and Path(process.cwd()) == root.resolve():
                 found.append(process.pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

@@ -74,7 +74,7 @@ def _repair_readers(root: Path) -> list[str]:
     except (ValueError, TypeError, KeyError, AttributeError):
         path.unlink()
         return [f"{READERS}: was cut short; removed, since no DVC runs"]
-    if running := [number for number in numbers if is_running_dvc(number)]:
+    if running := sorted({number for number in numbers if is_running_dvc(number)}):
         raise RegistryError(
             f"{root.resolve()}: DVC is running here (process {', '.join(map(str, running))}); wait until it is done, "
             "or end it"

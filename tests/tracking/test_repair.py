@@ -108,9 +108,10 @@ def test_a_lock_of_git_is_left_to_a_git_that_runs(root: Path) -> None:
     lock = root / ".git" / "index.lock"
     lock.touch()
     os.utime(lock, (0, 0))
-    with subprocess.Popen(
-        ["git", "hash-object", "--stdin"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ), pytest.raises(RegistryError, match=r"index\.lock: git is running here \(process \d+\)"):
+    with (
+        subprocess.Popen(["git", "hash-object", "--stdin"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL),
+        pytest.raises(RegistryError, match=r"index\.lock: git is running here \(process \d+\)"),
+    ):
         repair(root)
     assert lock.exists()
 
@@ -119,12 +120,13 @@ def test_a_lock_of_git_is_left_to_a_git_that_runs(root: Path) -> None:
 def test_repro_mends_and_runs_where_dvc_alone_gives_up(tmp_path: Path) -> None:
     def shell(*words: str) -> subprocess.CompletedProcess[str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path}
+        environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "true"}  # which forks a dvc that lingers
         return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     shell("git", "init", "--quiet")
     assert shell("dvc", "init").returncode == 0
     shell("dvc", "config", "core.autostage", "true")
+    shell("dvc", "config", "core.analytics", "false")
     (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: echo 1 > out, outs: [out]}}\n")
     mango = (sys.executable, "-c", "from mango.cli.app import main; main()")
     assert shell(*mango, "repro").returncode == 0
