@@ -131,7 +131,7 @@ def test_repro_mends_and_runs_where_dvc_alone_gives_up(tmp_path: Path) -> None:
     mango = (sys.executable, "-c", "from mango.cli.app import main; main()")
     assert shell(*mango, "repro").returncode == 0
     whole = (tmp_path / "dvc.lock").read_text()
-    (tmp_path / "dvc.lock").write_text(whole[: len(whole) // 2])
+    (tmp_path / "dvc.lock").write_text("schema: ")
     (tmp_path / ".git" / "index.lock").touch()
     (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(readers(os.getpid())[:20])
     assert shell("dvc", "repro").returncode != 0
