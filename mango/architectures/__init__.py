@@ -1,8 +1,26 @@
 """Where each model family keeps its blocks, found by watching the model run rather than by its name."""
 
 from mango.architectures.capture import BlockCall, block_list, capture_block_calls
-from mango.architectures.component_map import ComponentMap
+from mango.architectures.component_map import ComponentMap, Stack
 from mango.architectures.description import describe
+from mango.architectures.handlers import ARCHITECTURES, Handler, NoParams
+from mango.architectures.inputs import InputMaker
 from mango.architectures.meta import build_meta
+from mango.architectures.tasks import TASKS, build_class, task_of
 
-__all__ = ["BlockCall", "ComponentMap", "block_list", "build_meta", "capture_block_calls", "describe"]
+__all__ = [
+    "ARCHITECTURES",
+    "TASKS",
+    "BlockCall",
+    "ComponentMap",
+    "Handler",
+    "InputMaker",
+    "NoParams",
+    "Stack",
+    "block_list",
+    "build_class",
+    "build_meta",
+    "capture_block_calls",
+    "describe",
+    "task_of",
+]

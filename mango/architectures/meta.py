@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from mango.architectures.handlers import handler_for
+from mango.architectures.inputs import LENGTH, InputMaker
+from mango.architectures.limits import check_size
+from mango.architectures.tasks import CAUSAL, build_class, task_of
 from mango.errors import ArchitectureError
 
 # What a foreign model's construction or forward pass raises when it cannot be built or run here.
@@ -64,27 +68,35 @@ def _where(config: PretrainedConfig) -> str:
     return f"{name} (model type {config.model_type!r})"
 
 
-def build_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """Build the causal language model of a configuration without allocating its weights.
+def build_meta(config: PretrainedConfig, task: str | None = None) -> PreTrainedModel:
+    """Build the model of a configuration without allocating its weights.
 
     Args:
-        config: configuration of any causal language model that ``transformers`` knows; it is not changed.
+        config: configuration of any model that ``transformers`` knows; it is not changed.
+        task: what it is to be built for; by default what :func:`mango.architectures.task_of` says.
 
     Returns:
         The model in evaluation mode, every tensor on the ``meta`` device. Its names and shapes are the real ones; its
         element type is not.
 
     Raises:
-        ArchitectureError: ``transformers`` has no causal language model for it, or cannot build it.
+        ArchitectureError: ``transformers`` has no model of that task for it, cannot build it, or it would be absurdly
+            large.
     """
+    check_size(config)
+    chosen = task_of(config) if task is None else task
+    what = "a causal language model" if chosen == CAUSAL else f"a model for {chosen}"
     try:
+        found = build_class(config, chosen)
+        if found is None:
+            raise ValueError(f"transformers has no class for {chosen} of model type {config.model_type!r}")
+        model_class, part = found
         with _on_meta():
             # bfloat16, since some kernels for mixtures of experts take no other type
-            model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+            model = model_class._from_config(deepcopy(part), dtype=torch.bfloat16)
     except MODEL_FAILURES as error:
         raise ArchitectureError(
-            f"{_where(config)}: transformers cannot build a causal language model from it: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{_where(config)}: transformers cannot build {what} from it: {type(error).__name__}: {_first_line(error)}"
         ) from error
     assert isinstance(model, PreTrainedModel)
     model.train(False)
@@ -92,7 +104,7 @@ def build_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:
-    """Run a model on the ``meta`` device with token ids of shape ``[1, length]`` and its cache on.
+    """Run a causal language model on the ``meta`` device with token ids of shape ``[1, length]`` and its cache on.
 
     Args:
         model: a model from :func:`build_meta`.
@@ -113,6 +125,46 @@ def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:
             f"{_where(model.config)}: the forward pass of {type(model).__name__} fails on token ids without data: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
+
+
+def run_any_meta(model: PreTrainedModel) -> Any:
+    """Run a model of any family on the ``meta`` device, on the plainest inputs that it takes.
+
+    Args:
+        model: a model from :func:`build_meta`, or a part of one.
+
+    Returns:
+        The model's output, whose tensors carry shapes only.
+
+    Raises:
+        ArchitectureError: it runs on none of the inputs that can be made for it.
+    """
+    maker = InputMaker(model, batch=1, length=LENGTH)
+    first: BaseException | None = None
+    tried: list[str] = []
+    for inputs in handler_for(model.config.model_type).inputs(maker) or maker.candidates():
+        tried = list(inputs)
+        try:
+            with _on_meta():
+                moved = {name: _moved(value) for name, value in inputs.items()}
+                return model(**moved)
+        except MODEL_FAILURES as error:
+            first = first or error
+    if first is None:
+        needs = ", ".join(n for n, p in maker.parameters.items() if p.default is p.empty) or model.main_input_name
+        raise ArchitectureError(
+            f"{_where(model.config)}: no inputs can be made for {type(model).__name__}, which takes {needs}"
+        )
+    raise ArchitectureError(
+        f"{_where(model.config)}: the forward pass of {type(model).__name__} fails on {', '.join(tried)} without data: "
+        f"{type(first).__name__}: {_first_line(first)}"
+    ) from first
+
+
+def _moved(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to("meta", torch.bfloat16) if value.is_floating_point() else value.to("meta")
 
 
 def _first_line(error: BaseException) -> str:

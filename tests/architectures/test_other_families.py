@@ -104,16 +104,20 @@ def test_blocks_of_several_classes_are_all_named() -> None:
 @pytest.mark.parametrize(
     ("model_type", "changes", "reason"),
     [
-        ("mamba", {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 64},
-         "MambaForCausalLM .*no block cached keys of attention heads"),
         ("bert", SMALL, "BertLMHeadModel .*no block cached keys .*it is no decoder"),
         ("vit", {}, r"\(model type 'vit'\): transformers cannot build a causal language model from it: ValueError"),
         ("llama", {**SMALL, "rope_parameters": {"rope_type": "nonsense", "rope_theta": 1.0}},
          "cannot build a causal language model from it: KeyError: 'nonsense'"),
     ],
-    ids=["state space", "encoder", "vision", "wrong rotary type"],
+    ids=["encoder", "vision", "wrong rotary type"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_reasons(model_type: str, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ArchitectureError, match=reason):
-        describe(config_of(model_type, **changes))
+        describe(config_of(model_type, **changes), "causal-lm")
+
+
+def test_state_space_blocks_have_no_heads() -> None:
+    found = describe(config_of("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=64))
+    assert (found.num_blocks, found.width, found.num_heads, found.num_kv_heads, found.head_dim) == (2, 16, 0, 0, 0)
+    assert found.stacks[0].attention == ("ssm", "ssm")

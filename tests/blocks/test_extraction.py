@@ -102,10 +102,13 @@ def test_model_types_that_cannot_be_stored(tmp_path: Path, folder: Path) -> None
     reconfigure(folder, model_type="llamma")
     with pytest.raises(ArchitectureError, match="model type 'llamma' is unknown to the installed transformers"):
         extract({"m": source(folder)}, tmp_path / "store", "reference")
+
+
+def test_blocks_without_attention_are_stored(tmp_path: Path) -> None:
     config = MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=64, state_size=4)
     mamba = save_model(tmp_path / "mamba", config=config)
-    with pytest.raises(ArchitectureError, match="no block cached keys of attention heads"):
-        extract({"m": source(mamba)}, tmp_path / "store", "reference")
+    store = extract({"m": source(mamba)}, tmp_path / "store", "reference")
+    assert [block.class_name for block in store.model("m").blocks] == ["MambaBlock", "MambaBlock"]
 
 
 def test_missing_shard_is_named(tmp_path: Path) -> None:

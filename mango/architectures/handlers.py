@@ -1,0 +1,128 @@
+"""What watching a model cannot tell: a registry of handlers by model type, open to other packages.
+
+A handler is looked up by ``config.model_type``. Another package registers its own through the entry-point group
+``mango.architectures``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mango.config import Frozen
+from mango.registry import Registry
+
+if TYPE_CHECKING:
+    from mango.architectures.inputs import InputMaker
+
+
+class Handler:
+    """Knowledge about one model type; each method's default is what holds for all others."""
+
+    def inputs(self, maker: InputMaker) -> Iterator[dict[str, Any]] | None:
+        """Return the inputs that the model runs on, or None to have them made from the names of its arguments.
+
+        Args:
+            maker: makes values by the names of arguments.
+        """
+        return None
+
+    def stub(self, block: nn.Module, arguments: dict[str, Any], output: Any) -> Any:
+        """Return what a block that is left out returns in a guest's forward pass, so that the others get their data.
+
+        Args:
+            block: the block.
+            arguments: what it was given, by name.
+            output: the incoming stream in the form in which the block returns its own.
+        """
+        return output
+
+    def keeps_ids(self) -> bool:
+        """Tell whether the blocks are given something that is made of token ids, so that a guest needs them too."""
+        return False
+
+
+class NoParams(Frozen):
+    """A handler has no parameters."""
+
+
+ARCHITECTURES: Registry[Handler] = Registry("architectures", "architecture")
+_PLAIN = Handler()
+
+
+def handler_for(model_type: str) -> Handler:
+    """Return the handler of a model type, or one that adds nothing."""
+    return ARCHITECTURES[model_type] if model_type in ARCHITECTURES else _PLAIN  # noqa: SIM401  # it has no get()
+
+
+class SharedBias(Handler):
+    """Blocks that hand the first one's position bias on (T5 and its kin, arXiv:1910.10683)."""
+
+    def stub(self, block: nn.Module, arguments: dict[str, Any], output: Any) -> Any:
+        """Return the incoming stream with the position bias that the block's own attention makes.
+
+        Args:
+            block: the block.
+            arguments: what it was given, by name.
+            output: the incoming stream in the form in which the block returns its own.
+        """
+        if not isinstance(output, tuple) or len(output) < 2:
+            return output
+        passed = [arguments.get("position_bias"), arguments.get("encoder_decoder_position_bias")]
+        if passed[0] is not None:
+            return (output[0], *_filled(output[1:], passed))
+        with torch.no_grad():
+            real = block(**arguments)
+        return (output[0], *real[1:])
+
+
+def _filled(values: tuple[Any, ...], passed: list[Any]) -> tuple[Any, ...]:
+    queue = [value for value in passed if value is not None]
+    return tuple(queue[i] if i < len(queue) else value for i, value in enumerate(values))
+
+
+class TokenIds(Handler):
+    """Blocks that read something looked up by token ids beside the stream."""
+
+    def keeps_ids(self) -> bool:
+        """Return True."""
+        return True
+
+
+class Languages(Handler):
+    """Models that need a language to be chosen before they run."""
+
+    def inputs(self, maker: InputMaker) -> Iterator[dict[str, Any]]:
+        """Yield token ids with the index of the first language.
+
+        Args:
+            maker: makes values by the names of arguments.
+        """
+        ids = maker.make("input_ids")
+        yield {"input_ids": ids, "lang_ids": torch.zeros(ids.shape[0], dtype=torch.long)}
+
+
+class TokensWithBoxes(Handler):
+    """Models of documents: tokens with the place of each on the page."""
+
+    def inputs(self, maker: InputMaker) -> Iterator[dict[str, Any]]:
+        """Yield token ids and boxes, with decoder ids where there is a decoder.
+
+        Args:
+            maker: makes values by the names of arguments.
+        """
+        ids = maker.make("input_ids")
+        boxes = torch.zeros(*ids.shape, 4)
+        extra = {"decoder_input_ids": maker.make("input_ids")} if "decoder_input_ids" in maker.parameters else {}
+        yield {"input_ids": ids, "bbox": boxes, **extra}
+
+
+for _name in ("t5", "mt5", "umt5", "longt5", "pop2piano", "switch_transformers", "pix2struct"):
+    ARCHITECTURES.register(_name, NoParams)(SharedBias())
+for _name in ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"):
+    ARCHITECTURES.register(_name, NoParams)(TokenIds())
+ARCHITECTURES.register("xmod", NoParams)(Languages())
+ARCHITECTURES.register("udop", NoParams)(TokensWithBoxes())
