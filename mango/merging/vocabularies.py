@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mango.checkpoints import check_tokenizer, copy_tokenizer, open_tokenizer, read_json, tokenizer_sha256, write_file
+from mango.checkpoints.tokenizer_rules import CONFIG_BOUNDS
 from mango.errors import CheckpointError, MergeError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
@@ -70,7 +71,7 @@ class Vocabulary:
         if "tokenizer_config.json" in self.changed:
             return dict(json.loads(self.changed["tokenizer_config.json"]))
         path = self.folder / "tokenizer_config.json"
-        return read_json(path) if path.is_file() else {}
+        return read_json(path, CONFIG_BOUNDS) if path.is_file() else {}
 
     def template(self) -> str | None:
         """Return the chat template, if there is one."""
