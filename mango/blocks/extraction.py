@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mango.blocks.layout import Layout, lay_out
+from mango.blocks.layout import Layout, Plan, fill_layout, plan_layout
 from mango.blocks.manifest import Manifest, StoredBlock, StoredModel, StoredTensor
 from mango.blocks.mapped import hash_tensors, map_tensors
 from mango.blocks.params import Mode
@@ -80,20 +81,18 @@ def extract(
 def _extract_model(name: str, source: ModelSource, folder: Path, out: Path, mode: Mode) -> StoredModel:
     home = resolve(source)
     checkpoint = Checkpoint.open(home)
-    layout = lay_out(checkpoint)
+    plan = plan_layout(checkpoint)
     # Paths of the project move with it; downloads, conversions and folders given from the root stay where they are.
     relative = home == Path(source.source) and not home.is_absolute()
-    if mode == "copy":
-        _copy(checkpoint, layout, folder / name)
-        places = {info.name: info for info in Checkpoint.open(folder / name).infos()}
-        layout = Layout(
-            layout.components,
-            tuple((class_name, {key: places[key] for key in tensors}) for class_name, tensors in layout.blocks),
-            {key: places[key] for key in layout.edges},
-        )
+    computed: dict[str, TensorInfo] = {}
+    if mode == "copy" or plan.conversions:
+        _write(checkpoint, plan, folder / name, whole=mode == "copy")
+        written = Checkpoint.open(folder / name)
+        computed = {info.name: info for info in written.infos()}
+    layout = fill_layout(plan, computed, str(home))
 
     def place(path: Path) -> str:
-        if mode == "copy":
+        if path.is_relative_to(folder):
             return path.relative_to(folder).as_posix()
         return os.path.relpath(path.absolute(), out) if relative else str(path.absolute())
 
@@ -148,16 +147,27 @@ def _block(
     )
 
 
-def _copy(checkpoint: Checkpoint, layout: Layout, target: Path) -> None:
-    """Write a model as an ordinary folder of its own, with the names that the model itself uses."""
+def _write(checkpoint: Checkpoint, plan: Plan, target: Path, *, whole: bool) -> None:
+    """Write the tensors that have to be computed; or the whole model, as an ordinary folder of its own."""
     target.mkdir()
-    places: dict[str, TensorInfo] = dict(layout.edges)
-    for _, tensors in layout.blocks:
-        places.update(tensors)
-    specs = [TensorSpec(name, at.dtype, at.shape) for name, at in sorted(places.items())]
-    write_tensors(target, specs, lambda name: checkpoint.tensor(places[name].name))
-    write_file(target / "config.json", json.dumps(checkpoint.config(), indent=2) + "\n")
-    copy_tokenizer(checkpoint.folder, target)
+    places = plan.places if whole else {}
+    makers = {name: conversion for conversion in plan.conversions for name in conversion.shapes}
+    specs = [TensorSpec(name, at.dtype, at.shape) for name, at in places.items()]
+    specs += [TensorSpec(name, conversion.dtype, conversion.shapes[name]) for name, conversion in makers.items()]
+    made: dict[str, torch.Tensor] = {}
+
+    def read(name: str) -> torch.Tensor:
+        if name in places:
+            return checkpoint.tensor(places[name].name)
+        if name not in made:
+            made.clear()  # one rule's tensors at a time
+            made.update(makers[name].tensors(plan.model, checkpoint.tensor))
+        return made[name].contiguous()
+
+    write_tensors(target, sorted(specs, key=lambda spec: spec.name), read)
+    if whole:
+        write_file(target / "config.json", json.dumps(checkpoint.config(), indent=2) + "\n")
+        copy_tokenizer(checkpoint.folder, target)
 
 
 def declared_licence(folder: Path) -> str | None:

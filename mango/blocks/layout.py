@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
 
 from mango.architectures import ComponentMap, build_meta, describe
+from mango.blocks.conversion import Conversion, plan
 from mango.checkpoints import Checkpoint, TensorInfo
 from mango.errors import ArchitectureError, CheckpointError
 
@@ -31,6 +30,23 @@ class Layout:
     components: ComponentMap
     blocks: tuple[tuple[str, dict[str, TensorInfo]], ...]
     edges: dict[str, TensorInfo]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a checkpoint has for its model, before tensors that must be computed have a place.
+
+    Args:
+        components: map of the model's parts.
+        model: the model without weights.
+        places: where each tensor that is stored as the model has it lies, by its name in the model.
+        conversions: how the others are made.
+    """
+
+    components: ComponentMap
+    model: PreTrainedModel
+    places: dict[str, TensorInfo]
+    conversions: tuple[Conversion, ...]
 
 
 def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
@@ -60,17 +76,17 @@ def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
     return config
 
 
-def lay_out(checkpoint: Checkpoint) -> Layout:
-    """Return which tensors of a checkpoint are which block and which are edges.
+def plan_layout(checkpoint: Checkpoint) -> Plan:
+    """Return where a checkpoint has each tensor of its model, and which have to be computed.
 
     Args:
         checkpoint: an opened model folder.
 
     Returns:
-        The layout; every tensor that the model needs is in it once, with the shape that the model has.
+        The plan; every tensor that the model needs is in it once, with the shape that the model has.
 
     Raises:
-        ArchitectureError: the model's blocks cannot be found, or blocks share a tensor.
+        ArchitectureError: the model's blocks cannot be found.
         CheckpointError: a tensor is missing or has another shape, the weights are quantised, or a tied head
             differs from the embedding.
     """
@@ -83,10 +99,47 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
         )
     config = read_config(raw, str(folder / "config.json"))
     components = describe(config)
-    model = build_meta(config)
+    model = build_meta(config, components.task)
     wanted: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    found = _match(checkpoint, wanted, _stored_names(checkpoint, model), components)
+    names, conversions = plan(checkpoint, model)
+    found = _match(checkpoint, wanted, names, components, conversions)
+    return Plan(components, model, found, tuple(c for c in conversions if set(c.shapes) & set(wanted)))
 
+
+def lay_out(checkpoint: Checkpoint) -> Layout:
+    """Return which tensors of a checkpoint that stores every tensor as its model has it are which block.
+
+    Args:
+        checkpoint: an opened model folder.
+
+    Raises:
+        ArchitectureError: the model's blocks cannot be found, or blocks share a tensor.
+        CheckpointError: a tensor is missing, has another shape or has to be computed from several, the weights are
+            quantised, or a tied head differs from the embedding.
+    """
+    found = plan_layout(checkpoint)
+    if found.conversions:
+        raise CheckpointError(
+            f"{checkpoint.folder}: it stores {found.conversions[0].name!r} in {len(found.conversions[0].sources)} "
+            "pieces; extract it with --mode copy, and use the folder in the block store"
+        )
+    return fill_layout(found, {}, str(checkpoint.folder))
+
+
+def fill_layout(plan: Plan, computed: dict[str, TensorInfo], where: str) -> Layout:
+    """Return which tensors are which block and which are edges.
+
+    Args:
+        plan: where tensors lie.
+        computed: where those that had to be computed were written, by their names in the model.
+        where: the model folder, for messages.
+
+    Raises:
+        ArchitectureError: blocks share a tensor with another part.
+    """
+    components, model = plan.components, plan.model
+    wanted = model.state_dict(keep_vars=True)
+    found = plan.places | computed
     blocks: list[tuple[str, dict[str, TensorInfo]]] = []
     block_modules = model.get_submodule(components.blocks_path)
     for index, block in enumerate(block_modules.children()):
@@ -94,37 +147,37 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
         own = {name: found[name] for name in sorted(found) if name.startswith(prefix)}
         shared = [name for name in wanted if name.startswith(prefix) and name not in own]
         if shared:
-            raise ArchitectureError(f"{folder}: block {index} shares {shared[0]!r} with another part of the model")
+            raise ArchitectureError(f"{where}: block {index} shares {shared[0]!r} with another part of the model")
         blocks.append((type(block).__name__, own))
     edges = {name: found[name] for name in sorted(found) if not name.startswith(f"{components.blocks_path}.")}
     return Layout(components, tuple(blocks), edges)
 
 
-def _stored_names(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
-    """Return the name in the checkpoint of each tensor by its name in the model, as ``transformers`` renames them."""
-    transforms = get_model_conversion_mapping(model)
-    names: dict[str, str] = {}
-    for stored in checkpoint.names():
-        name = stored
-        for transform in transforms:
-            if isinstance(transform, WeightConverter):
-                continue  # it computes another tensor, which has no bytes of its own to point to
-            name, _ = transform.rename_source_key(name)
-        names[name] = stored
-    return names
-
-
 def _match(
-    checkpoint: Checkpoint, wanted: dict[str, torch.Tensor], names_in_file: dict[str, str], components: ComponentMap
+    checkpoint: Checkpoint,
+    wanted: dict[str, torch.Tensor],
+    names_in_file: dict[str, str],
+    components: ComponentMap,
+    conversions: list[Conversion],
 ) -> dict[str, TensorInfo]:
     """Return where each distinct tensor of the model lies; tied names stand once, under the first name."""
     groups: dict[int, list[str]] = {}
     for name, tensor in wanted.items():
         groups.setdefault(id(tensor), []).append(name)
     found: dict[str, TensorInfo] = {}
-    used: set[str] = set()
+    used: set[str] = {stored for conversion in conversions for _, stored in conversion.sources}
+    computed = {name: shape for conversion in conversions for name, shape in conversion.shapes.items()}
     missing: list[str] = []
     for names in groups.values():
+        made = next((name for name in names if name in computed), None)
+        if made is not None:
+            if computed[made] != tuple(wanted[made].shape):
+                raise CheckpointError(
+                    f"{checkpoint.folder}: what {made!r} is made of gives the shape {list(computed[made])}, but "
+                    f"{components.architecture} wants {list(wanted[made].shape)}; the weights and the configuration do "
+                    "not belong together"
+                )
+            continue
         stored = [place for name in names if (place := _place(names_in_file, name, components)) is not None]
         used.update(stored)
         if not stored:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MambaConfig
+from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
 
 from mango.blocks import BlockStore, declared_licence, extract
 from mango.checkpoints import ModelSource
@@ -159,3 +159,21 @@ def test_model_card_that_is_no_yaml(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(CheckpointError, match=r"README\.md: the model card cannot be read"):
         declared_licence(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["reference", "copy"])
+def test_experts_that_a_checkpoint_keeps_apart_become_the_models_matrices(tmp_path: Path, mode: str) -> None:
+    config = MixtralConfig(
+        hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=3, vocab_size=64,
+    )  # fmt: skip
+    folder = save_model(tmp_path / "moe", config=config)
+    assert any("experts.2." in name for name in load_file(folder / "model.safetensors"))
+    store = extract({"m": source(folder)}, tmp_path / "store", mode)
+    wanted = AutoModelForCausalLM.from_pretrained(folder).model.layers[1].state_dict()
+    found = store.block_tensors("m", 1)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert found["mlp.experts.gate_up_proj"].shape == (3, 32, 32)
+    files = {tensor.file for tensor in store.block("m", 1).tensors}
+    assert len(files) == (2 if mode == "reference" else 1)
