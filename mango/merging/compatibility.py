@@ -107,12 +107,10 @@ def _head_problems(inputs: Mapping[str, Input]) -> Iterator[str]:
         names = [str(name) for name in model.config.get("architectures") or ()]
         generates = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names)
         if generates and not model.tied and model.head is None and model.embedding is not None:
-            others = [other for other in inputs.values() if other.head is not None]
-            if others:
-                yield (
-                    f"model {model.key!r}: config.json says that the head is a tensor of its own, and the weights have "
-                    f"none ({model.place}): set tie_word_embeddings: true there if it is the embedding"
-                )
+            yield (
+                f"model {model.key!r}: config.json says that the head is a tensor of its own, and the weights have "
+                f"none ({model.place}): set tie_word_embeddings: true there if it is the embedding"
+            )
 
 
 def _tensor_problems(document: MergeDocument, inputs: Mapping[str, Input]) -> Iterator[str]:

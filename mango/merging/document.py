@@ -8,18 +8,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, field_serializer, model_validator
+from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag, field_serializer, model_validator
 
 from mango.config import Document, Frozen, refuse, validate
 from mango.merging import methods as _built_in  # noqa: F401  # registers the built-in methods
-from mango.merging.references import reference_text
+from mango.merging.references import plain_references
 
 DTypeWord = Annotated[
     Literal["bfloat16", "float16", "float32", "float64", "bf16", "fp16", "fp32", "half", "float", "double"],
     BeforeValidator(lambda word: word.removeprefix("torch.") if isinstance(word, str) else word),
 ]
-ModelText = Annotated[str, BeforeValidator(reference_text), Field(min_length=1)]
-ModelValue = Annotated["str | MergeDocument", BeforeValidator(reference_text)]
+ModelText = Annotated[str, Field(min_length=1)]
+ModelValue = Annotated[
+    Annotated[str, Field(min_length=1), Tag("text")] | Annotated["MergeDocument", Tag("recipe")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "recipe"),
+]
 Parameters = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
 
@@ -262,7 +265,7 @@ def parse_mapping(data: Mapping[str, Any]) -> MergeDocument:
     Raises:
         ConfigError: one line for each problem.
     """
-    return validate(MergeDocument, Document("merge document", dict(data))).value
+    return validate(MergeDocument, Document("merge document", plain_references(dict(data)))).value
 
 
 ModelEntry.model_rebuild()

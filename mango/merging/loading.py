@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mango.config import Document, parse_document, read_document, validate
 from mango.errors import ConfigError
 from mango.merging.document import MergeDocument, Module, Slice, key_of
+from mango.merging.references import plain_references
 
 _BETWEEN = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _END = re.compile(r"^\.\.\.\s*$", re.MULTILINE)
@@ -45,7 +47,8 @@ def load_documents(path: Path | str) -> dict[str, MergeDocument]:
     documents, problems = [], []
     for part in parts:
         try:
-            documents.append(validate(MergeDocument, part).value)
+            plain = replace(part, data=plain_references(part.data))
+            documents.append(validate(MergeDocument, plain).value)
         except ConfigError as error:
             problems.append(str(error))
     if problems:

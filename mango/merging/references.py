@@ -9,6 +9,9 @@ from typing import Any
 
 from mango.errors import MergeError
 
+_KEYS = frozenset({"model", "base_model", "source", "tokenizer_source"})
+"""Where documents name models."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -75,12 +78,21 @@ def _split(text: str, names: Mapping[str, Any] | None) -> tuple[str, str | None]
     return name, revision
 
 
-def reference_text(value: Any) -> Any:
-    """Return the text of a model that a document gives as a section of its parts; anything else as it is.
+def plain_references(data: Any) -> Any:
+    """Return a document's values with every model that is given as a section of its parts as one text.
 
-    ``{model: {path: org/name, revision: main}, lora: {path: ...}}`` and ``{path: org/name, revision: main}`` are the
-    forms that documents have.
+    ``model: {model: {path: org/name, revision: main}, lora: {path: ...}}`` and ``model: {path: org/name}`` are forms
+    that documents have.
     """
+    if isinstance(data, Mapping):
+        return {
+            key: _text_of(value) if key in _KEYS and isinstance(value, Mapping) else plain_references(value)
+            for key, value in data.items()
+        }
+    return [plain_references(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _text_of(value: Any) -> Any:
     if not isinstance(value, Mapping) or "merge_method" in value:
         return value
     if set(value) <= {"path", "revision"} and isinstance(value.get("path"), str):
@@ -91,7 +103,7 @@ def reference_text(value: Any) -> Any:
         lora = lora if isinstance(lora, str | None) else _joined(lora)
         if isinstance(model, str):
             return model if lora is None else f"{model}+{lora}"
-    return value
+    return plain_references(value)
 
 
 def _joined(value: Any) -> Any:
