@@ -60,6 +60,10 @@ class Case:
     symmetric: bool = False  # whether the order of the models does not matter
 
 
+def turned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).flip(0).view(tensor.shape)
+
+
 def dare_masks(base: np.ndarray) -> list[np.ndarray]:
     return [
         keep_at_random(seed, 0, base.size, share).numpy().reshape(base.shape) > 0
@@ -78,7 +82,10 @@ def della_exact(base: np.ndarray, models: list[np.ndarray], elect: bool, normali
     for tau, share, span, seed in zip(taus, DELLA_DENSITY, EPSILON, SEEDS, strict=True):
         chance = np.ones(base.shape) if share >= 1 else reference.della_chances(tau, share, span)
         chances.append(chance)
-        kept.append(uniform(seed, 0, base.size).numpy().reshape(base.shape) < chance)
+        drawn = uniform(seed, 0, base.size).numpy()
+        if base.ndim > 2:  # numbers follow the rows, which lie along the second dimension
+            drawn = np.moveaxis(drawn.reshape(np.moveaxis(base, 1, -1).shape), -1, 1)
+        kept.append(drawn.reshape(base.shape) < chance)
     return reference.thinned(base, models, WEIGHT, kept, chances, 0.8, elect, normalize)
 
 
@@ -148,9 +155,9 @@ CASES = [
     ),
     Case("karcher", lambda b, m: karcher(m), lambda b, m: reference.karcher(m), symmetric=True),
     Case(
-        "karcher of changes",  # far apart, so that the steps matter
-        lambda b, m: karcher([x - b for x in m], max_iter=50, tol=1e-12),
-        lambda b, m: reference.karcher([x - b for x in m], 50, 1e-12),
+        "karcher apart",  # so far that the steps matter
+        lambda b, m: karcher([m[0], turned(m[1]), m[2] * -2], max_iter=50, tol=1e-12),
+        lambda b, m: reference.karcher([m[0], m[1].reshape(-1)[::-1].reshape(m[1].shape), m[2] * -2], 50, 1e-12),
     ),
     Case(
         "task_arithmetic",

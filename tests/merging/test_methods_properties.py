@@ -41,7 +41,7 @@ ELEMENTS = st.floats(-4, 4, width=16, allow_nan=False).map(lambda x: x if abs(x)
 LISTS = st.integers(1, 24).flatmap(
     lambda n: st.lists(st.lists(ELEMENTS, min_size=n, max_size=n), min_size=3, max_size=3)
 )
-FIXED = [case for case in CASES if case.name not in ("linear sum", "karcher of changes", "passthrough")]
+FIXED = [case for case in CASES if case.name not in ("linear sum", "karcher apart", "passthrough")]
 FOUR = [torch.tensor(row) for row in ([0.3, -1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 0.5], [-0.2, 0.4, 3.0, -1.0])]
 
 
@@ -170,15 +170,16 @@ def test_rounding_noise_elects_no_sign() -> None:
 def test_random_thinning_is_unbiased_and_independent() -> None:
     size, density = 200_000, 0.3
     base, change = torch.zeros(size), torch.ones(size)
-    for method, own in ((dare_linear, {}), (della_linear, {"epsilon": [0.2]})):
+    for method, own, spread in ((dare_linear, {}, 0.0), (della_linear, {"epsilon": [0.2]}, 0.2**2 / 3)):
         found = method([change], base=base, weight=[1.0], density=[density], seeds=[3], **own)
         kept = found != 0
         deviation = math.sqrt(density * (1 - density) / size)
         assert abs(float(kept.double().mean()) - density) < 5 * deviation
         assert abs(float(found.double().mean()) - 1) < 0.03  # the expectation is the change itself
         other = method([change], base=base, weight=[1.0], density=[density], seeds=[4], **own) != 0
-        assert abs(float((kept & other).double().mean()) - density**2) < 0.01
-        assert abs(float((kept[1:] & kept[:-1]).double().mean()) - density**2) < 0.01
+        both = density**2 + spread  # the mean of the squared probabilities
+        assert abs(float((kept & other).double().mean()) - both) < 0.005
+        assert abs(float((kept[1:] & kept[:-1]).double().mean()) - both) < 0.005
     assert set(dare_linear([change], base=base, weight=[1.0], density=[0.25]).unique().tolist()) == {0.0, 4.0}
 
 
@@ -209,7 +210,7 @@ def test_weights_that_sum_to_zero_are_refused() -> None:
 def test_probabilities_outside_of_zero_to_one_are_refused_without_elements() -> None:
     nothing = torch.empty(0)
     for method in (della, della_linear):
-        with pytest.raises(MergeError, match="density 0.1 and epsilon 0.2 make probabilities from -0.1 to 0.3"):
+        with pytest.raises(MergeError, match=r"density 0\.1 and epsilon 0\.2 make probabilities from -0\.1 to 0\.3"):
             method([nothing], base=nothing, weight=[1.0], density=[0.1], epsilon=[0.2])
 
 

@@ -108,8 +108,10 @@ def karcher(models: list[Array], max_iter: int = 10, tol: float = 1e-5) -> Array
         step = np.zeros_like(mean)
         for v in u:
             theta = np.arccos(np.clip(v @ mean, LD(-1), LD(1)))
-            if np.sin(theta) > 1e-8:
-                step = step + theta / np.sin(theta) * (v - (v @ mean) * mean) / LD(len(u))
+            if v @ mean < 1e-12 - 1:  # opposite: the logarithm has no direction
+                continue
+            ratio = theta / np.sin(theta) if np.sin(theta) > 1e-9 else LD(1)
+            step = step + ratio * (v - (v @ mean) * mean) / LD(len(u))
         size = np.sqrt(step @ step)
         if size < tol or size == 0:
             break

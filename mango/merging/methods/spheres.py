@@ -129,8 +129,8 @@ def _karcher_measure(tensors: Sequence[torch.Tensor], *, max_iter: int, tol: flo
         dots = (cosines @ place).clamp(-1.0, 1.0)
         angles = torch.acos(dots)
         sines = torch.sin(angles)
-        distinct = present & (sines > 1e-8)  # at its own place or opposite of it, a direction pulls nowhere
-        pull = torch.where(distinct, share * angles / torch.where(distinct, sines, torch.ones_like(sines)), 0.0)
+        ratio = torch.where(dots > 1 - 1e-12, 1.0, angles / torch.where(sines > 0, sines, 1.0))  # to 1 at angle 0
+        pull = torch.where(dots < 1e-12 - 1, 0.0, share * ratio)  # what lies opposite pulls nowhere
         step = pull - float(pull @ dots) * place
         size = float((step @ cosines @ step).clamp(min=0).sqrt())
         if size < tol or size == 0.0:
