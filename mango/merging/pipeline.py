@@ -15,10 +15,10 @@ from mango.merging.combining import Prepared, merge_piece, piece_calls, prepare
 from mango.merging.outputs import OutputTensor
 from mango.tensors.pieces import PIECE_ELEMENTS
 
-KEPT_BYTES = 2**25
+KEPT_BYTES = 2**24
 """Larger buffers go back to the kernel when they are free, which is what large tensors need."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
 HELD_BYTES_AHEAD = 2**28
 """Memory that tensors may hold which are prepared before their turn."""
@@ -55,6 +55,7 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, KEPT_BYTES)
         libc.mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(_ARENA_MAX, 1)  # else each thread keeps buffers of its own
 
 
 class Lane:
@@ -69,7 +70,7 @@ class Lane:
     def __init__(self, pool: ThreadPoolExecutor, num_threads: int, devices: Sequence[torch.device]) -> None:
         self._pool = pool
         self._window = 2 * num_threads + 2
-        self._ahead = num_threads + 2
+        self._ahead = num_threads + 1
         self._devices = devices
 
     def run(
@@ -100,7 +101,7 @@ class Lane:
                     pending.append(self._pool.submit(call))
                     drain(self._window)
             pending.append(index)
-            drain(4 * self._window)
+            drain(2 * self._window)
         drain(0)
 
     def _prepared(self, outputs: Sequence[OutputTensor]) -> Iterator[tuple[int, Prepared | Future[torch.Tensor]]]:

@@ -16,7 +16,7 @@ from mango.checkpoints.sealing import remember_sha256, start_writing
 from mango.checkpoints.writer import shard_header
 from mango.merging.journal import Journal, Mark
 
-_BATCH_BYTES = 1 << 22
+_BATCH_BYTES = 1 << 20
 _MARK_SECONDS = 0.05
 _READ_BYTES = 1 << 22
 
