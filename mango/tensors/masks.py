@@ -1,4 +1,4 @@
-"""Asking where elements are, at the speed of NumPy on a CPU: its comparisons are several times faster than torch's."""
+"""Setting elements to zero, at the speed of NumPy on a CPU, where its masks are faster than those of torch."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import numpy as np
 import torch
 
 
-def positions_of(values: torch.Tensor, value: float) -> torch.Tensor:
-    """Return the positions, int64 and in order, of the elements of a flat tensor that equal ``value``."""
-    if values.device.type != "cpu":
-        return (values == value).nonzero().view(-1)
-    return torch.from_numpy(np.flatnonzero(values.numpy() == value))
+def keep_only(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Multiply a contiguous tensor with a mask in place, so that a NaN stays one wherever it is.
 
+    Args:
+        values: float64 of any shape.
+        mask: bool of the same shape.
 
-def positions_between(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Return the positions, int64 and in order, of the elements of a flat tensor from ``low`` to ``high``."""
+    Returns:
+        The same tensor.
+    """
     if values.device.type != "cpu":
-        return ((values >= low) & (values <= high)).nonzero().view(-1)
+        return values.mul_(mask)
     array = values.numpy()
-    return torch.from_numpy(np.flatnonzero((array >= low) & (array <= high)))
-
-
-def count_above(values: torch.Tensor, value: float) -> int:
-    """Return how many elements of a tensor are larger than ``value``."""
-    if values.device.type != "cpu":
-        return int((values > value).sum())
-    return int(np.count_nonzero(values.numpy() > value))
+    with np.errstate(invalid="ignore"):  # infinity times zero is the NaN that is wanted
+        np.multiply(array, mask.numpy(), out=array)
+    return values

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+import numpy.typing as npt
 import torch
-
-from mango.tensors.masks import positions_of
 
 _STEP = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
 _FIRST = 0xBF58476D1CE4E5B9
@@ -45,6 +45,11 @@ def random_words(seed: int, first: int, count: int, device: torch.device | str =
     Source:
         Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014), figure 15 (mix64variant13).
     """
+    if torch.device(device).type == "cpu":
+        words = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
+        np.multiply(words, np.uint64(_STEP), out=words)
+        np.add(words, np.uint64(seed & (2**64 - 1)), out=words)
+        return torch.from_numpy(_mixed_array(words).view(np.int64))
     return _mixed(torch.arange(first + 1, first + 1 + count, device=device).mul_(_signed(_STEP)).add_(_signed(seed)))
 
 
@@ -61,20 +66,27 @@ def keep_at_random(
         device: where to compute it.
 
     Returns:
-        float32 of shape [count], 1 for what is kept and 0 for the rest.
+        bool of shape [count].
     """
-    if probability >= 1.0:
-        return torch.ones(count, device=device)
+    if probability >= 1.0 or not count:
+        return torch.ones(count, dtype=torch.bool, device=device)
     scaled = round(probability * 2**_EXACT_BITS)
     if scaled <= 0:
-        return torch.zeros(count, device=device)
+        return torch.zeros(count, dtype=torch.bool, device=device)
     high, low = divmod(scaled, 2 ** (_EXACT_BITS - 16))
-    below = _lanes(seed, first, count, device).neg_().add_(high)  # small integers: exact in float32
-    equal = positions_of(below, 0.0) if low else torch.empty(0, dtype=torch.int64)
-    kept = below.clamp_(0.0, 1.0)
-    if len(equal):
+    start, end = first // _LANES, -(-(first + count) // _LANES)
+    words = random_words(seed, start, end - start, device)
+    lanes = words.view(torch.int16)[first - start * _LANES :][:count]  # four from each word, the lowest bits first
+    if lanes.device.type == "cpu":
+        unsigned = lanes.numpy().view(np.uint16)
+        kept = torch.from_numpy(unsigned < high)
+        equal = torch.from_numpy(np.flatnonzero(unsigned == high))
+    else:
+        wide = lanes.int().bitwise_and_(0xFFFF)
+        kept, equal = wide < high, (wide == high).nonzero().view(-1)
+    if low and len(equal):
         more = _mixed((equal + first).mul_(_signed(_STEP)).bitwise_xor_(_signed(~seed)))  # bits used for nothing else
-        kept[equal] = (more.bitwise_and_(0xFFFFFFFF) < low).to(kept.dtype)
+        kept[equal] = more.bitwise_and_(0xFFFFFFFF) < low
     return kept
 
 
@@ -93,12 +105,15 @@ def uniform(seed: int, first: int, count: int, device: torch.device | str = "cpu
     return _shifted(random_words(seed, first, count, device), 11).double().mul_(2.0**-53)
 
 
-def _lanes(seed: int, first: int, count: int, device: torch.device | str) -> torch.Tensor:
-    """Return 16 random bits for each position, as float32 from 0 to 65535: four from each word, the lowest first."""
-    start, end = first // _LANES, -(-(first + count) // _LANES)
-    words = random_words(seed, start, end - start, device)
-    lanes = words.view(torch.int16).float().add_(32768.0)
-    return lanes[first - start * _LANES :][:count]
+def _mixed_array(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Apply the finaliser of SplitMix64 in place; NumPy shifts in zeros, which takes fewer steps than in torch."""
+    shifted = np.empty_like(words)
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        np.right_shift(words, np.uint64(shift), out=shifted)
+        np.bitwise_xor(words, shifted, out=words)
+        np.multiply(words, np.uint64(factor), out=words)
+    np.right_shift(words, np.uint64(31), out=shifted)
+    return np.bitwise_xor(words, shifted, out=words)
 
 
 def _mixed(words: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mango.tensors.brackets import Bracket, Found
+from mango.tensors.masks import keep_only
 from mango.tensors.pieces import piece_elements, pieces
 
 _KEY_BITS = 48  # of the 64; what is left orders non-negative doubles into at most 2**15 bins
@@ -66,12 +67,7 @@ class Kept:
         Returns:
             The same piece; a NaN stays, so that damage does not disappear.
         """
-        mask = self.mask(values.abs(), first_position)
-        if values.device.type != "cpu":
-            return values.mul_(mask)
-        array = values.numpy()
-        np.multiply(array, mask.numpy(), out=array)
-        return values
+        return keep_only(values, self.mask(values.abs(), first_position))
 
 
 def num_kept(density: float, num_elements: int) -> int:

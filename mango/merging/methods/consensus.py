@@ -39,6 +39,7 @@ def add_changes(
     normalize: bool,
     lambda_: float,
     dtype: torch.dtype,
+    scales: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """Return the base plus the joined differences from it.
 
@@ -54,6 +55,7 @@ def add_changes(
         normalize: divide by the sum of the weights, with election by that of the models that agree.
         lambda_: scale of what is added.
         dtype: type of the result.
+        scales: what each difference is multiplied with beside its weight; 1 by default.
 
     Returns:
         A tensor of the shape of the base, rounded once.
@@ -61,15 +63,16 @@ def add_changes(
     Raises:
         MergeError: the weights to divide by sum to zero.
     """
+    factors = list(weight) if scales is None else [w * s for w, s in zip(weight, scales, strict=True)]
     if not elect:
         scale = lambda_ / (change_total(method, weight) if normalize else 1.0)
         result = start.clone()
-        for change, w in zip(changes, weight, strict=True):
-            result.add_(change, alpha=w * scale)
+        for change, factor in zip(changes, factors, strict=True):
+            result.add_(change, alpha=factor * scale)
         return result.to(dtype)
     sides = _Sides(start, normalize)
-    for change, w in zip(changes, weight, strict=True):
-        sides.add(change, w)
+    for change, w, factor in zip(changes, weight, factors, strict=True):
+        sides.add(change, w, factor)
     return start.add(sides.elected(), alpha=lambda_).to(dtype)
 
 
@@ -77,7 +80,7 @@ def elected_signs(changes: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sign of the sum of float64 tensors, 0 where it is zero up to rounding; shape of one of them."""
     sides = _Sides(changes[0], normalize=False)
     for change in changes:
-        sides.add(change.clone(), 1.0)
+        sides.add(change.clone(), 1.0, 1.0)
     return sides.signs()
 
 
@@ -93,10 +96,10 @@ class _Sides:
         self._weights = (torch.zeros_like(like), torch.zeros_like(like)) if normalize else None
         self._given: list[float] = []
 
-    def add(self, change: torch.Tensor, weight: float) -> None:
-        """Add a difference, which is used up."""
+    def add(self, change: torch.Tensor, weight: float, factor: float) -> None:
+        """Add a difference, which is used up, times a factor; its weight is what is divided by."""
         self._given.append(weight)
-        up = change.mul_(weight).clamp(min=0.0)
+        up = change.mul_(factor).clamp(min=0.0)
         down = torch.sub(up, change, out=change)  # exact: one of the two is zero
         self._up.add_(up)
         self._down.add_(down)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mango.merging.methods.consensus import SparseParams, add_changes
 from mango.merging.registry import merge_method
+from mango.tensors.masks import keep_only
 from mango.tensors.randomness import keep_at_random
 
 
@@ -70,13 +71,14 @@ def dare_linear(
     """
     return add_changes(
         base.double(),
-        _thinned(tensors, base, density, seeds, rescale, first_position),
+        _thinned(tensors, base, density, seeds, first_position),
         weight=weight,
         method="dare_linear",
         elect=False,
         normalize=normalize,
         lambda_=lambda_,
         dtype=dtype or base.dtype,
+        scales=_scales(density, rescale),
     )
 
 
@@ -124,13 +126,14 @@ def dare_ties(
     """
     return add_changes(
         base.double(),
-        _thinned(tensors, base, density, seeds, rescale, first_position),
+        _thinned(tensors, base, density, seeds, first_position),
         weight=weight,
         method="dare_ties",
         elect=True,
         normalize=normalize,
         lambda_=lambda_,
         dtype=dtype or base.dtype,
+        scales=_scales(density, rescale),
     )
 
 
@@ -139,7 +142,6 @@ def _thinned(
     base: torch.Tensor,
     density: Sequence[float],
     seeds: Sequence[int] | None,
-    rescale: bool,
     first_position: int,
 ) -> list[torch.Tensor]:
     start = base.double()
@@ -147,9 +149,12 @@ def _thinned(
     for tensor, share, seed in zip(tensors, density, seeds or range(len(tensors)), strict=True):
         change = tensor.double() - start
         if share < 1:
-            kept = keep_at_random(seed, first_position, change.numel(), share, change.device)
-            change.mul_(kept.view(change.shape))
-            if rescale and share > 0:
-                change.div_(share)
+            keep_only(
+                change, keep_at_random(seed, first_position, change.numel(), share, change.device).view_as(change)
+            )
         changes.append(change)
     return changes
+
+
+def _scales(density: Sequence[float], rescale: bool) -> list[float]:
+    return [1 / share if rescale and share > 0 else 1.0 for share in density]
