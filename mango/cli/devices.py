@@ -10,3 +10,10 @@ def device_of(word: str) -> str:
     if word != "auto":
         return word
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def without_bars() -> None:
+    """Keep transformers from drawing bars of its own beside the command's."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

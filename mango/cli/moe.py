@@ -19,11 +19,12 @@ def moe(
 ) -> None:
     """Assemble dense models of one architecture into a mixture of experts."""
     from mango import console
-    from mango.cli.devices import device_of
+    from mango.cli.devices import device_of, without_bars
     from mango.cli.model_names import named_models
     from mango.config import Settings
     from mango.surgery.moe import assemble, load_moe_document, plan_moe
 
+    without_bars()
     settings = Settings.from_environ()
     loaded = load_moe_document(document)
     named = named_models(models)

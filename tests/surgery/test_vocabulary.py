@@ -247,7 +247,7 @@ def test_what_cannot_be_transplanted_is_refused(make_model: MakeModel, tmp_path:
             model, str(trained(tmp_path / "alone", "maths")), tmp_path / "out", TransplantParams(approximation="omp")
         )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="tokenizer cannot be read"):
+    with pytest.raises(CheckpointError, match="tokenizer"):
         transplant(model, str(tmp_path / "empty"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

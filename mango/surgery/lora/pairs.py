@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mango.architectures import build_meta
-from mango.blocks.layout import read_config
+from mango.blocks import read_config
 from mango.errors import IncompatibleBlocksError
 from mango.surgery.lora.params import ExtractionParams
 from mango.surgery.opened import OpenedModel

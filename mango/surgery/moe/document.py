@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mango.config import Document, Frozen, Problem, near, read_document, refuse, validate
 from mango.merging.document import DTypeWord
-from mango.merging.references import reference_text
+from mango.merging.references import plain_references
 from mango.surgery.moe.targets import TARGETS, named_target
 
 GateMode = Literal["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random", "uniform"]
@@ -18,7 +18,9 @@ BY_PROMPT = frozenset({"hidden", "hidden_avg", "hidden_last", "cheap_embed"})
 """Gate modes that are made from prompts."""
 
 Prompts = tuple[str, ...]
-ModelText = Annotated[str, BeforeValidator(reference_text), Field(min_length=1)]
+ModelText = Annotated[
+    str, BeforeValidator(lambda value: plain_references({"model": value})["model"]), Field(min_length=1)
+]
 
 
 class ExpertEntry(Frozen):

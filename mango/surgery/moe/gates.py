@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mango.checkpoints import open_model, open_tokenizer
+from mango.checkpoints import open_tokenizer
 from mango.errors import MergeError
 from mango.surgery.moe.document import BY_PROMPT, ExpertEntry, MoeDocument
 from mango.surgery.opened import OpenedModel
@@ -60,11 +59,11 @@ def make_gates(
         ]
         one = torch.stack([_direction(pair, entry) for pair, entry in zip(means, entries, strict=True)])
         return one.unsqueeze(0).expand(shape).contiguous()
-    with _running(base, device) as model:
-        found = []
-        for pair, entry in zip(tokens, entries, strict=True):
-            states = [None if not ids else _states(model, base, ids, mode == "hidden_avg") for ids in pair]
-            found.append(_direction(states, entry))
+    model = base.load(device)
+    found = []
+    for pair, entry in zip(tokens, entries, strict=True):
+        states = [None if not ids else _states(model, base, ids, mode == "hidden_avg") for ids in pair]
+        found.append(_direction(states, entry))
     return torch.stack(found, dim=1)
 
 
@@ -108,19 +107,6 @@ def _direction(states: Sequence[Tensor | None], entry: ExpertEntry) -> Tensor:
         )
     unit: Tensor = difference / length
     return unit
-
-
-@contextmanager
-def _running(base: OpenedModel, device: torch.device | str) -> Iterator[PreTrainedModel]:
-    model = open_model(base.folder)
-    if base.adapter is not None:
-        state = model.state_dict(keep_vars=True)
-        with torch.no_grad():
-            for name in base.tensors:
-                state[name].copy_(base.tensor(name))
-    torch.nn.Module.to(model, device)
-    model.train(False)
-    yield model
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mango.blocks.layout import read_config
+from mango.blocks import read_config
 from mango.checkpoints import ModelSource, TensorSpec, tokenizer_sha256
 from mango.errors import CheckpointError, IncompatibleBlocksError, MangoError, MergeError
 from mango.surgery.moe.document import ExpertEntry, MoeDocument, parse_moe_mapping
