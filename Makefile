@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # The stages run `python` of this environment, activated or not.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test lint types docs lock ui fuzz
+.PHONY: help conformance demo test lint types docs lock ui fuzz attack
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,9 @@ docs: $(STAMP)  ## write the parameter reference from the schemas, and check lin
 	$(BIN)/python -m stages.reference docs/reference.md
 	$(BIN)/python -m pytest tests/test_documents.py
 
+conformance: $(STAMP)  ## check every architecture of the installed transformers; writes docs/architectures.md and the package's JSON
+	$(BIN)/python -m tests.conformance --write
+
 lock:  ## write constraints.txt anew from the newest releases
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
@@ -48,6 +51,9 @@ lock:  ## write constraints.txt anew from the newest releases
 	( echo '# The versions that are tested together; written by `make lock`.' && \
 	  build/lock/bin/python -m pip freeze --all --exclude mango-compose --exclude pip | sed -E 's/\+cpu$$//' ) > build/constraints.txt
 	mv build/constraints.txt constraints.txt
+
+attack: $(STAMP)  ## open malicious checkpoints and packages at every tier, as root and as an ordinary user
+	$(BIN)/python -m tests.robustness.attack
 
 ui: $(STAMP)  ## open the tracking pages
 	$(BIN)/mango ui

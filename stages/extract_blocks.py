@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mango.blocks import BlockStore
 
 NAME = "extract-blocks"
-SECTIONS = ("models", "extract", "gates")
+SECTIONS = ("models", "security", "extract", "gates")
 STORE = Path("models/blocks")
 TABLE = Path("data/blocks.parquet")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.run import Stage, run_stage
 
 NAME = "merge"
-SECTIONS = ("models", "merge")
+SECTIONS = ("models", "security", "merge")
 OUT = Path("models/merged")
 
 

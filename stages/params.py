@@ -17,6 +17,7 @@ from mango.fusion import AdapterParams, FusionParams, RouterParams
 from mango.gates import GateParams
 from mango.merging import MergeParams
 from mango.packaging import PackageParams
+from mango.security import Policy
 from mango.training import TrainParams
 
 PATH = Path("params.yaml")
@@ -43,6 +44,7 @@ class Params(Frozen):
     evaluate: EvaluateParams = EvaluateParams()
     gates: GateParams = GateParams()
     package: PackageParams = PackageParams()
+    security: Policy = Policy()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:

@@ -115,10 +115,12 @@ def _run(name: str, work: Work, sections: Sequence[str], path: Path, assignments
 
         torch.set_num_threads(settings.threads)
     from mango.checkpoints import only_writer, write_file
+    from mango.security import enforced
     from mango.tracking import stage_run
 
     report_file = REPORTS / f"{name}.json"
-    with only_writer(report_file), stage_run(name, params=effective(params, sections)) as run:
+    tracked = effective(params, sections)
+    with enforced(params.security), only_writer(report_file), stage_run(name, params=tracked) as run:
         metrics = dict(work(Stage(name, params, settings, run)))
         run.log_headline(metrics)
         report = {"run_id": run.run_id, "parent_run_id": run.parent_id, **metrics}

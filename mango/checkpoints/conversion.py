@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from mango.checkpoints.writer import TensorSpec, write_tensors
 from mango.errors import CheckpointError, UnsafeFileError
 
 _MOST_SHOWN = 5
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class InProcess:
             value = torch.load(file, map_location="cpu", weights_only=True)
             chosen, rest = select(value, torch.is_tensor, lambda _: None)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            reason = _word(_ANSI.sub("", str(error).strip() or type(error).__name__).splitlines()[0])[:300]
             raise CheckpointError(
                 f"{file}: torch does not read it as weights only ({reason}); give it the tier `unknown` to convert it "
                 "in the sandbox"

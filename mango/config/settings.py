@@ -23,6 +23,7 @@ READ_ELSEWHERE = frozenset(
         "MANGO_EXPERIMENT",
         "MANGO_LOCK_TIMEOUT_S",
         "MANGO_PARENT_RUN",
+        "MANGO_POLICY",
         "MANGO_TRACKING",
         "MANGO_TRUSTED_KEY",
         "MANGO_UPGRADE_URI",
