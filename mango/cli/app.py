@@ -44,6 +44,8 @@ COMMANDS = {
     "inspect": Command("mango.cli.blocks:inspect", "Show where a model keeps its blocks and what they measure."),
     "architectures": Command("mango.cli.architectures:architectures", "Show which model types can host and be guests."),
     "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
+    "scan": Command("mango.cli.safety:scan", "Show what scanners say of a checkpoint's pickles, and its tier."),
+    "convert": Command("mango.cli.safety:convert", "Convert a pickled checkpoint to safetensors, in the sandbox."),
     "merge": Command("mango.cli.merging:merge", "Merge models by YAML documents into checkpoints."),
     "extract-lora": Command("mango.cli.lora:extract_lora", "Extract a LoRA adapter from two models' difference."),
     "moe": Command("mango.cli.moe:moe", "Assemble dense models into a mixture of experts by a YAML document."),
@@ -51,6 +53,7 @@ COMMANDS = {
         "mango.cli.vocabulary:transplant_tokenizer", "Give a model another model's vocabulary."
     ),
     "diagnose": Command("mango.cli.diagnosis:diagnose", "Measure how models differ before they are merged."),
+    "upload": Command("mango.cli.publishing:upload", "Upload a verified model folder to the Hub."),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
     "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),
     "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),
