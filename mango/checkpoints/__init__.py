@@ -17,9 +17,10 @@ from mango.checkpoints.opening import (
     prepared,
     refuse_other_tensors,
 )
-from mango.checkpoints.pickles import convert_pickles, read_report
+from mango.checkpoints.pickles import convert_pickles, read_report, scan_pickles, write_converted
 from mango.checkpoints.reader import Checkpoint
 from mango.checkpoints.room import check_room, free_bytes, size_of
+from mango.checkpoints.sealing import make_durable
 from mango.checkpoints.siblings import only_writer
 from mango.checkpoints.sources import ModelSource, admit_hub, default_cache, resolve, tier_of_folder
 from mango.checkpoints.templates import chat_templates, render_template
@@ -53,6 +54,7 @@ __all__ = [
     "examine_hashes",
     "examine_model",
     "free_bytes",
+    "make_durable",
     "only_writer",
     "open_config",
     "open_model",
@@ -71,10 +73,12 @@ __all__ = [
     "resolve",
     "saving",
     "sha256_file",
+    "scan_pickles",
     "size_of",
     "tier_of_folder",
     "tokenizer_sha256",
     "verify",
+    "write_converted",
     "write_file",
     "write_tensors",
     "wrong_values",

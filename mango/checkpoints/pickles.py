@@ -13,7 +13,7 @@ from filelock import FileLock
 
 import mango
 from mango import security
-from mango.checkpoints.conversion import InProcess, InSandbox, Reading
+from mango.checkpoints.conversion import InProcess, InSandbox, Reading, scan
 from mango.checkpoints.documents import read_json
 from mango.checkpoints.durable import replace_folder, write_file
 from mango.checkpoints.exchange import recover
@@ -108,15 +108,7 @@ def convert_pickles(source: Path | str, cache: Path, *, tier: security.Tier) -> 
             can be written.
     """
     source = Path(source)
-    files = pickled_weights(source) if source.is_dir() else [source]
-    if not files:
-        raise CheckpointError(f"{source}: holds no checkpoint")
-    if tier is security.Tier.COMMUNITY:
-        raise UnsafeFileError(
-            f"{files[0]}: is no safetensors file, and the policy gives it the tier `community`, which reads no pickles "
-            "because they can run code. Give it the tier `unknown` to convert it in the sandbox (docs/security.md)"
-        )
-    side = _side_files(source) if source.is_dir() else []
+    files, side = _files_of(source, tier)
     digests = {path: sha256_file(path) for path in [*files, *side]}
     key = hashlib.sha256(
         json.dumps([tier.value, *sorted((path.name, digest) for path, digest in digests.items())]).encode()
@@ -131,8 +123,49 @@ def convert_pickles(source: Path | str, cache: Path, *, tier: security.Tier) -> 
         if not (folder / MANIFEST_NAME).is_file():
             _log.info("converting %s into %s", source, folder)
             with replace_folder(folder) as new:
-                _convert(source, files, side, digests, tier, new)
+                for line in _convert(source, files, side, digests, tier, new):
+                    _log.warning("%s", line)
     return folder
+
+
+def write_converted(source: Path | str, out: Path | str, *, tier: security.Tier) -> list[str]:
+    """Convert a checkpoint as `convert_pickles` does, into a folder of the user's choice.
+
+    Returns:
+        What a person should know: what scanners warn of, what was left out.
+
+    Raises:
+        CheckpointError: as `convert_pickles`; an older version of ``out`` is intact.
+    """
+    source = Path(source)
+    files, side = _files_of(source, tier)
+    digests = {path: sha256_file(path) for path in [*files, *side]}
+    with replace_folder(out) as new:
+        return _convert(source, files, side, digests, tier, new)
+
+
+def scan_pickles(source: Path | str) -> dict[str, dict[str, Any]]:
+    """Return what picklescan and fickling say of each pickled file of a model folder, or of one file.
+
+    Raises:
+        UnsafeFileError: a part of the sandbox, in which they run, is missing.
+        CheckpointError: the files cannot be read.
+    """
+    source = Path(source)
+    files = pickled_weights(source) if source.is_dir() else [source]
+    return {file.name: scan(file) for file in files if recognise(file) in _PICKLED}
+
+
+def _files_of(source: Path, tier: security.Tier) -> tuple[list[Path], list[Path]]:
+    files = pickled_weights(source) if source.is_dir() else [source]
+    if not files:
+        raise CheckpointError(f"{source}: holds no checkpoint")
+    if tier is security.Tier.COMMUNITY:
+        raise UnsafeFileError(
+            f"{files[0]}: is no safetensors file, and the policy gives it the tier `community`, which reads no pickles "
+            "because they can run code. Give it the tier `unknown` to convert it in the sandbox (docs/security.md)"
+        )
+    return files, _side_files(source) if source.is_dir() else []
 
 
 def _side_files(folder: Path) -> list[Path]:
@@ -148,7 +181,8 @@ def _side_files(folder: Path) -> list[Path]:
 
 def _convert(
     source: Path, files: list[Path], side: list[Path], digests: Mapping[Path, str], tier: security.Tier, new: Path
-) -> None:
+) -> list[str]:
+    warnings: list[str] = []
     names = [SINGLE_NAME]
     if len(files) > 1:
         names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
@@ -164,8 +198,7 @@ def _convert(
             if tensor in shards:
                 raise IntegrityError(f"{file}: holds {tensor!r}, which another shard holds too")
             shards[tensor] = name
-        for line in reading.warnings():
-            _log.warning("%s: %s", file, line)
+        warnings += [f"{file}: {line}" for line in reading.warnings()]
     if len(files) > 1:
         _check_shards(source, dict(zip(names, files, strict=True)), shards)
         total = sum((new / name).stat().st_size for name in names)
@@ -178,6 +211,7 @@ def _convert(
         write_file(new / path.relative_to(source), content)
     report = {"format_version": 1, "mango": mango.__version__, "tier": tier.value, "inputs": inputs}
     write_file(new / REPORT_NAME, json.dumps(report, indent=1, sort_keys=True) + "\n")
+    return warnings
 
 
 def _check_shards(source: Path, files: Mapping[str, Path], shards: Mapping[str, str]) -> None:
