@@ -1,78 +1,103 @@
-"""``mango merge``: names from a parameter file, a plan without work, a checkpoint, an error that leaves nothing."""
+"""``mango merge``: plans, several documents, errors, and the alias ``mol-merge``."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import typer
 
-from mango.cli import app
-
-DOCUMENT = """
-merge_method: linear
-models:
-  - model: first
-    parameters: {weight: 1.0}
-  - model: second
-    parameters: {weight: 1.0}
-"""
+from mango.cli.app import load_command, run
+from mango.cli.merging import _size
+from tests.merging.conftest import save_tokenizer, tiny_llama
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    config = LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    tokenizer = Path(__file__).parents[2] / "models" / "tiny" / "base"
-    for seed, name in enumerate(("one", "two")):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(name)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            Path(name, file).write_bytes((tokenizer / file).read_bytes())
-    Path("params.yaml").write_text("seed: 1\nmodels:\n  first: {source: one}\n  second: {source: two}\n")
-    Path("merge.yaml").write_text(DOCUMENT)
+def folder(tmp_path: Path) -> Path:
+    for seed, name in enumerate("ab"):
+        tiny_llama(seed).bfloat16().save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name)
+    (tmp_path / "a" / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
     return tmp_path
 
 
-def mango(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        app.main(arguments)
-    return int(stop.value.code or 0)
+def written(folder: Path, name: str, **changes: object) -> str:
+    models = [{"model": str(folder / part), "parameters": {"weight": 1.0}} for part in "ab"]
+    path = folder / name
+    path.write_text(json.dumps({"merge_method": "linear", "models": models, **changes}))
+    return str(path)
 
 
-def test_a_plan_writes_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mango("merge", "merge.yaml", "out", "--models", "params.yaml", "--plan", "--json") == 0
-    planned = json.loads(capsys.readouterr().out)
-    assert planned["models"] == {"first": "one", "second": "two"}
-    assert planned["num_parameters"] == 32 * 16 * 2 + 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16
-    assert not Path("out").exists()
+def merge(*arguments: str) -> int:
+    return run(load_command("merge"), arguments, "mango merge")
 
 
-def test_a_merge_is_the_mean(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mango("merge", "merge.yaml", "out", "--models", "params.yaml") == 0
+def test_a_plan_tells_what_will_happen_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    path = written(folder, "merge.yml")
+    assert merge(path, str(folder / "out"), "--plan", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert sorted(folder.rglob("*")) == sorted([*before, Path(path)])
+    assert facts["num_tensors"] == len(facts["tensors"]) == 29
+    assert facts["disk_bytes"] == facts["num_bytes"] == 2 * facts["num_parameters"]
+    assert facts["vocabularies"] == {str(folder / name): 64 for name in "ab"}
+    assert facts["licences"] == {str(folder / "a"): "apache-2.0", str(folder / "b"): None}
+    assert facts["tied"] is True
+    assert facts["seconds"] > 0
+    assert facts["memory_bytes"] > 10**8
+    assert facts["tensors"][0]["shape"] == [64, 16]
+    assert merge(path, str(folder / "out"), "--plan") == 0
     shown = capsys.readouterr().out
-    assert "first (one), second (two)" in shown
-    one, two, mean = (LlamaForCausalLM.from_pretrained(name).lm_head.weight for name in ("one", "two", "out"))
-    torch.testing.assert_close(mean, (one + two) / 2, rtol=1e-6, atol=1e-7)  # rounded once to float32
+    assert "apache-2.0" in shown
+    assert "model.layers.2.mlp.up_proj.weight" in shown
 
 
-def test_each_name_that_is_nowhere_is_one_error_line(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mango("merge", "merge.yaml", "out") == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("error: model 'first': first: there is no such folder")
-    assert second.startswith("error: model 'second': second: there is no such folder")
-    assert not Path("out").exists()
+def test_what_is_wrong_is_said_before_anything_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(folder, "wrong.yml", paramters={}, dtype="bfloat17")
+    for plan in ([], ["--plan"]):
+        assert merge(path, str(folder / "out"), *plan) == 2
+        said = capsys.readouterr().err
+        assert "paramters: unknown key; did you mean 'parameters'?" in said
+        assert "'bfloat17' is not" in said
+    missing = written(folder, "missing.yml", base_model=str(folder / "nothing"))
+    assert merge(missing, str(folder / "out"), "--plan") == 2
+    assert "no such model folder" in capsys.readouterr().err
+    assert not (folder / "out").exists()
 
 
-def test_a_wrong_model_section_names_its_line(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("params.yaml").write_text("models:\n  first: {sorce: one}\n")
-    assert mango("merge", "merge.yaml", "out", "--models", "params.yaml") == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: params.yaml:2 models.first.sorce: unknown key; did you mean 'source'? "
-        "Known here: gguf_file, revision, source",
-        "error: params.yaml:2 models.first.source: is missing: give it a value",
-    ]
+def test_several_documents_make_several_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = written(folder, "one.yml"), written(folder, "two.yml", dtype="float32")
+    assert merge(one, two, str(folder / "out"), "--json", "--threads", "1", "--max-shard-size", "4K") == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert [Path(report["out"]).name for report in reports] == ["one", "two"]
+    assert len(list((folder / "out" / "one").glob("model-*.safetensors"))) > 2
+    assert json.loads((folder / "out" / "two" / "config.json").read_text())["dtype"] == "float32"
+    broken = written(folder, "broken.yml", base_model=str(folder / "nothing"))
+    assert merge(one, broken, str(folder / "other")) == 2
+    assert not (folder / "other").exists()
+
+
+@pytest.mark.parametrize(("text", "size"), [("5G", 5 * 10**9), ("1.5M", 1_500_000), ("4kb", 4000), ("77", 77)])
+def test_sizes(text: str, size: int) -> None:
+    assert _size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "0", "-1", "5X"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is no size"):
+        _size(text)
+
+
+def test_a_device_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(folder, "merge.yml")
+    assert merge(path, str(folder / "out"), "--device", "cuda:77") == 2
+    assert "'cuda:77' is not there" in capsys.readouterr().err
+    assert merge(path, str(folder / "out"), "--device", "meta") == 2
+    assert "does not compute" in capsys.readouterr().err
+
+
+def test_the_alias_is_installed() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["mol-merge"] == "mango.cli.merging:merge_alone"
