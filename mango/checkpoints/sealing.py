@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,8 +60,21 @@ def seal(folder: Path) -> None:
     manifest = folder / MANIFEST_NAME
     manifest.write_text(manifest_text(entries), encoding="utf-8")
     manifest.chmod(FILE_MODE)
+    _sync_all([*places, manifest, *folders, folder])
+
+
+def make_durable(folder: Path) -> None:
+    """Wait until everything below a folder is on disk, with its names.
+
+    Raises:
+        OSError: something cannot be written.
+    """
+    _sync_all([*folder.rglob("*"), folder])
+
+
+def _sync_all(paths: Sequence[Path]) -> None:
     with ThreadPoolExecutor(_WAITS) as pool:
-        list(pool.map(_make_durable, [*places, manifest, *folders, folder]))
+        list(pool.map(_make_durable, paths))
 
 
 def _stamp(found: os.stat_result) -> _Stamp:

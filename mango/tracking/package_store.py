@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from mango.checkpoints import make_durable
 from mango.errors import CheckpointError, RegistryError
 from mango.security.signing import SIGNATURE_NAME, verify_folder
 from mango.tracking.environment import quieten
@@ -46,6 +47,8 @@ def store_package(
     does not touch the stored files: DVC and our own writers put new files in place by rename. Hashes are checked on
     the stored files, so what was registered is what was hashed; and so are signatures.
 
+    Callers hold the lock of promotions.
+
     Args:
         package: folder with ``mango.json``.
         manifest: its content.
@@ -66,6 +69,8 @@ def store_package(
         if _is_signed_by(target, keys):
             return target.as_uri()
     target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(".*-*"):  # left by a killed process: callers hold the lock of promotions
+        shutil.rmtree(stale, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{sha256[:12]}-", dir=target.parent))
     try:
         staging.chmod(0o755)
@@ -79,6 +84,7 @@ def store_package(
         check_signature(staging, keys, package)
         if sha256_of(staging / MANIFEST) != sha256:
             raise RegistryError(f"{package / MANIFEST}: changed while it was registered; try again")
+        make_durable(staging)
         with contextlib.suppress(FileExistsError):  # another process stored the same bytes first
             _rename_new(staging, target)
         if staging.is_dir() and keys:  # stored before it was signed
@@ -130,8 +136,6 @@ def share_file(source: Path, target: Path) -> Literal["reflink", "hardlink", "co
             if error.errno not in _NO_LINK:
                 raise
             shutil.copyfile(source, target)
-            with target.open("rb") as file:
-                os.fsync(file.fileno())
             how = "copy"
     target.chmod(0o444)
     return how

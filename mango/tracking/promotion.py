@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from mango.errors import RegistryError
 from mango.redaction import redact_text, redact_tree
 from mango.security.keys import fingerprint
+from mango.tracking.aliases import move_aliases, read_aliases
 from mango.tracking.locks import store_lock
 from mango.tracking.manifest import DeclaredMetric, PackageManifest, check_gates, metric_value, read_manifest
 from mango.tracking.package_store import open_package, store_package, stored_manifest
@@ -169,15 +170,15 @@ def promote(
         keys = _keys(settings, key)
         source = store_package(package, manifest, sha256, settings, keys)
         version = _register(client, name, manifest, sha256, source, run_id, keys)
-        aliases = _aliases(client, name)
+        aliases, _ = _aliases(client, name)
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         held = None if champion is None else _value_of(client, name, champion, metric, mode, settings)
         promoted, reason = _decide(version, champion, value, held, metric, mode, min_delta)
         if promoted:
+            moves = {CHAMPION: version}
             if champion is not None:
-                client.set_registered_model_alias(name, PREVIOUS, str(champion))
-                previous = champion
-            client.set_registered_model_alias(name, CHAMPION, str(version))
+                moves[PREVIOUS] = previous = champion
+            move_aliases(client, name, moves, why="promote")
             champion = version
     assert champion is not None
     return PromotionResult(
@@ -196,14 +197,15 @@ def rollback(name: str, *, settings: TrackingSettings | None = None) -> Rollback
     _check_name(name)
     client = open_store(settings)
     with store_lock(settings, "promote"):
-        aliases = _aliases(client, name)
+        aliases, finished = _aliases(client, name)
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        if finished == "rollback" and champion is not None and previous is not None:
+            return RollbackResult(name, champion=champion, previous=previous)  # that of a call that was cut off
         if champion is None or previous is None or champion == previous:
             raise RegistryError(f"models:/{name}: has no previous champion, so there is nothing to roll back to")
         with open_package(str(client.get_model_version(name, str(previous)).source), settings):
             pass  # it is whole, in its place and signed
-        client.set_registered_model_alias(name, PREVIOUS, str(champion))
-        client.set_registered_model_alias(name, CHAMPION, str(previous))
+        move_aliases(client, name, {PREVIOUS: champion, CHAMPION: previous}, why="rollback")
     return RollbackResult(name, champion=previous, previous=champion)
 
 
@@ -293,11 +295,11 @@ def _find(client: MlflowClient, name: str, sha256: str) -> ModelVersion | None:
     return found[0] if found else None
 
 
-def _aliases(client: MlflowClient, name: str) -> dict[str, int]:
+def _aliases(client: MlflowClient, name: str) -> tuple[dict[str, int], str | None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        return read_aliases(client, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

@@ -130,6 +130,53 @@ def test_roll_back_and_forth(champion: Promote, settings: TrackingSettings) -> N
     assert aliases(settings) == {"champion": 2, "previous": 1}
 
 
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_rollback_that_was_cut_off_is_finished_by_the_next_call(
+    champion: Promote, settings: TrackingSettings, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Cut off after each of its writes: the intention, one alias, both."""
+    for value in (3.0, 2.5):
+        champion(value)
+    cut_off(monkeypatch, calls, lambda: rollback("tiny", settings=settings))
+    if calls < 3:
+        assert aliases(settings) != {"champion": 1, "previous": 2}
+    assert rollback("tiny", settings=settings).as_dict() == {"name": "tiny", "champion": 1, "previous": 2}
+    assert aliases(settings) == {"champion": 1, "previous": 2}
+    assert "mango.pending_aliases" not in open_store(settings).get_registered_model("tiny").tags
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_promotion_that_was_cut_off_is_finished_by_the_next_one(
+    champion: Promote, settings: TrackingSettings, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    champion(3.0)
+    cut_off(monkeypatch, calls, lambda: champion(2.5))
+    champion(2.75)  # worse than the one that was cut off
+    assert aliases(settings) == {"champion": 2, "previous": 1}
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, calls: int, work: Callable[[], object]) -> None:
+    """Let a kill come after some of the calls that move aliases."""
+    from mlflow import MlflowClient
+
+    left = [calls]
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object) -> object:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*given)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("set_registered_model_tag", "set_registered_model_alias", "delete_registered_model_tag"):
+            patch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+        with pytest.raises(KeyboardInterrupt):
+            work()
+
+
 def test_a_package_that_was_rolled_back_can_return(champion: Promote, settings: TrackingSettings) -> None:
     champion(3.0)
     champion(2.0)
