@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mango.architectures.component_map import ComponentMap, Stack
-from mango.architectures.meta import build_meta, run_any_meta, run_meta
+from mango.architectures.meta import MODEL_FAILURES, build_meta, run_any_meta, run_meta, run_small
 from mango.architectures.mixing import number
 from mango.architectures.stacks import (
     Candidate,
@@ -66,8 +66,7 @@ def describe(config: PretrainedConfig, task: str | None = None) -> ComponentMap:
 def _describe(model: PreTrainedModel, task: str, config: PretrainedConfig) -> ComponentMap:
     where = f"{type(model).__name__} (model type {model.config.model_type!r})"
     causal = task == CAUSAL
-    with tracing(model) as trace:
-        output = run_meta(model) if causal else run_any_meta(model)
+    model, trace, output = _watched(model, task, config)
     embeddings = _embeddings(model, where, needed=causal)
     embeddings_path = "" if embeddings is None else _path_of(model, embeddings, where)
     base_prefix = _base_prefix(model, embeddings_path, where, needed=causal)
@@ -128,6 +127,27 @@ def _describe(model: PreTrainedModel, task: str, config: PretrainedConfig) -> Co
         final_norm=_final_norm(model, base_prefix, after),
         stacks=tuple(stacks),
     )
+
+
+def _watched(model: PreTrainedModel, task: str, config: PretrainedConfig) -> tuple[PreTrainedModel, Trace, Any]:
+    """Run a model without data; where it reads values, in float32, and where that does not help, with data."""
+    try:
+        with tracing(model) as trace:
+            return model, trace, run_meta(model) if task == CAUSAL else run_any_meta(model)
+    except ArchitectureError as error:
+        problem = error
+    single = build_meta(config, task, dtype=torch.float32)
+    try:
+        with tracing(single) as trace:
+            return single, trace, run_meta(single) if task == CAUSAL else run_any_meta(single)
+    except ArchitectureError:
+        pass
+    try:
+        built, run = run_small(single)
+        with tracing(built) as trace:
+            return built, trace, run()
+    except (ArchitectureError, *MODEL_FAILURES):
+        raise problem from None
 
 
 def _zero(model: nn.Module, main: Candidate) -> bool:
@@ -236,6 +256,8 @@ def _cached_heads(output: Any, stack: Stack, text: PretrainedConfig, where: str)
     cache = getattr(output, "past_key_values", None)
     if cache is None:
         cache = getattr(output, "cache_params", None) or getattr(output, "state", None)
+    if cache is None and getattr(text, "is_decoder", True):
+        return stack.num_heads, 0, 0  # it caches nothing: each step runs on everything before it
     if cache is None:
         raise ArchitectureError(
             f"{where}: no block cached keys of attention heads or a state: it is no decoder; describe it for another "

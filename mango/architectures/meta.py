@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from mango.architectures.handlers import handler_for
 from mango.architectures.inputs import LENGTH, InputMaker
 from mango.architectures.limits import check_size
-from mango.architectures.tasks import CAUSAL, build_class, task_of
+from mango.architectures.tasks import CAUSAL, build_class, class_for, task_of
 from mango.errors import ArchitectureError
 
 # What a foreign model's construction or forward pass raises when it cannot be built or run here.
@@ -28,6 +28,10 @@ MODEL_FAILURES = (
     AssertionError,
     ArithmeticError,
 )
+
+
+SMALL_PARAMETERS = 1 << 27
+"""Models of at most so many parameters are run with data where they do not run without."""
 
 
 class ValueFree(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -68,12 +72,15 @@ def _where(config: PretrainedConfig) -> str:
     return f"{name} (model type {config.model_type!r})"
 
 
-def build_meta(config: PretrainedConfig, task: str | None = None) -> PreTrainedModel:
+def build_meta(
+    config: PretrainedConfig, task: str | None = None, *, dtype: torch.dtype = torch.bfloat16
+) -> PreTrainedModel:
     """Build the model of a configuration without allocating its weights.
 
     Args:
         config: configuration of any model that ``transformers`` knows; it is not changed.
         task: what it is to be built for; by default what :func:`mango.architectures.task_of` says.
+        dtype: element type; by default bfloat16, since some kernels for mixtures of experts take no other.
 
     Returns:
         The model in evaluation mode, every tensor on the ``meta`` device. Its names and shapes are the real ones; its
@@ -85,6 +92,7 @@ def build_meta(config: PretrainedConfig, task: str | None = None) -> PreTrainedM
     """
     check_size(config)
     chosen = task_of(config) if task is None else task
+    class_for(config, chosen)  # says which tasks there are
     what = "a causal language model" if chosen == CAUSAL else f"a model for {chosen}"
     try:
         found = build_class(config, chosen)
@@ -92,8 +100,7 @@ def build_meta(config: PretrainedConfig, task: str | None = None) -> PreTrainedM
             raise ValueError(f"transformers has no class for {chosen} of model type {config.model_type!r}")
         model_class, part = found
         with _on_meta():
-            # bfloat16, since some kernels for mixtures of experts take no other type
-            model = model_class._from_config(deepcopy(part), dtype=torch.bfloat16)
+            model = model_class._from_config(deepcopy(part), dtype=dtype)
     except MODEL_FAILURES as error:
         raise ArchitectureError(
             f"{_where(config)}: transformers cannot build {what} from it: {type(error).__name__}: {_first_line(error)}"
@@ -125,6 +132,45 @@ def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:
             f"{_where(model.config)}: the forward pass of {type(model).__name__} fails on token ids without data: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
+
+
+def run_small(model: PreTrainedModel) -> tuple[PreTrainedModel, Any]:
+    """Build a small model with weights and get it ready to be run, for models that read values on their way.
+
+    Args:
+        model: the model without weights.
+
+    Returns:
+        The model with random weights, and a function that runs it on the plainest inputs that it takes.
+
+    Raises:
+        ArchitectureError: it has more parameters than are built for this.
+    """
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if size > SMALL_PARAMETERS:
+        raise ArchitectureError(
+            f"{_where(model.config)}: the forward pass of {type(model).__name__} reads values, so it does not run "
+            f"without data, and with {size:,} parameters it is too large to be run with data for this alone"
+        )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model_class: Any = type(model)
+        built: PreTrainedModel = model_class._from_config(deepcopy(model.config))
+    built.train(False)
+
+    def run() -> Any:
+        maker = InputMaker(built, batch=1, length=LENGTH)
+        first: BaseException | None = None
+        for inputs in handler_for(built.config.model_type).inputs(maker) or maker.candidates():
+            try:
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                    return built(**inputs)
+            except MODEL_FAILURES as error:
+                first = first or error
+        reason = "no inputs can be made for it" if first is None else f"{type(first).__name__}: {_first_line(first)}"
+        raise ArchitectureError(f"{_where(built.config)}: {type(built).__name__} does not run: {reason}")
+
+    return built, run
 
 
 def run_any_meta(model: PreTrainedModel) -> Any:

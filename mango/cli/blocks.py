@@ -106,19 +106,38 @@ def _rows(found: Inspection) -> list[list[object]]:
     sizes = f"{per_block[0]:,}" if len(per_block) == 1 else f"{per_block[0]:,} to {per_block[-1]:,}"
     head = "none" if parts.head is None else f"{parts.head}{' (tied to the embedding)' if parts.tied else ''}"
     origin = "as stored" if found.stored else f"as {found.dtype}"
-    return [
-        ["model", f"{parts.architecture} ({parts.model_type})"],
+    rows: list[list[object]] = [
+        ["model", f"{parts.architecture} ({parts.model_type}, {parts.family}, for {parts.task})"],
         ["parameters", f"{found.num_parameters:,} ({found.dtype})"],
         ["blocks", f"{parts.num_blocks} x {parts.block_class} in {parts.blocks_path}, {sizes} parameters each"],
         ["width", str(parts.width)],
         ["heads", f"{parts.num_heads} ({parts.num_kv_heads} cached), {parts.head_dim} wide"],
         ["feed-forward width", "-" if parts.intermediate_size is None else str(parts.intermediate_size)],
         ["longest sequence", "-" if parts.max_positions is None else str(parts.max_positions)],
-        ["before the blocks", ", ".join(parts.before)],
+        ["before the blocks", ", ".join(parts.before) or "-"],
         ["after the blocks", ", ".join(parts.after) or "-"],
-        ["vocabulary", f"{parts.vocab_size:,} in {parts.embeddings}"],
+        ["positions", ", ".join(parts.position_embeddings) or "-"],
+        ["final norm", parts.final_norm or "-"],
+        ["vocabulary", f"{parts.vocab_size:,} in {parts.embeddings}" if parts.embeddings else "-"],
         ["head", head],
         ["edges", f"{found.edge_parameters:,} parameters"],
         ["memory for weights", f"{found.weight_bytes / 2**20:,.1f} MiB {origin}"],
         ["memory for the cache", f"{found.cache_bytes_per_token / 2**10:,.1f} KiB a token"],
     ]
+    for stack in parts.stacks:
+        kinds = ", ".join(f"{stack.attention.count(kind)} {kind}" for kind in dict.fromkeys(stack.attention))
+        again = f", run {len(stack.order)} times" if len(stack.order) > stack.num_blocks else ""
+        passed = f"; passes {', '.join(stack.carried)} on" if stack.carried else ""
+        width = f"width {stack.width}" if stack.width else "widths that change"
+        rows.append(
+            [f"stack {stack.role}", f"{stack.num_blocks} x {stack.block_class} in {stack.path}{again}, {width}, "
+             f"attention: {kinds}{passed}"]
+        )  # fmt: skip
+    known = {None: "unknown", True: "yes", False: "no"}
+    rows += [["host", known[found.host]], ["guest", known[found.guest]]]
+    if found.fusion.possible:
+        rows.append(["fused with", f"{len(found.fusion.partners)} model types that share its tokenizer"])
+        rows += [["adapters", line] for line in found.fusion.adapters]
+    else:
+        rows.append(["fused with", f"none: {found.fusion.reason}"])
+    return rows

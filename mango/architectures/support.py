@@ -1,0 +1,62 @@
+"""The support table that ships with the package: what the conformance suite found about each model type."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
+from mango.config import near
+from mango.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Support:
+    """What can be done with one model type.
+
+    Args:
+        model_type: ``config.model_type``.
+        family: ``causal``, ``masked``, ``seq2seq``, ``text``, ``vision``, ``multimodal``, ``audio`` or ``other``.
+        host: whether its blocks were found, run alone and take wrappers, to the bit.
+        guest: whether its blocks can run in another model.
+        cached_decode: whether fused models of it decode with a cache as without.
+        reason: why not, or None.
+    """
+
+    model_type: str
+    family: str
+    host: bool
+    guest: bool
+    cached_decode: bool
+    reason: str | None
+
+
+@lru_cache(maxsize=1)
+def support_table() -> dict[str, Support]:
+    """Return the table by model type, sorted."""
+    document = json.loads(files("mango.architectures").joinpath("support.json").read_text("utf-8"))
+    rows = (
+        Support(r["model_type"], r["family"], r["host"], r["guest"], r["cached_decode"], r["reason"])
+        for r in document["rows"]
+    )
+    return {row.model_type: row for row in rows}
+
+
+def support(model_type: str) -> Support:
+    """Return what can be done with a model type.
+
+    Raises:
+        UnknownNameError: the table has no such type.
+    """
+    table = support_table()
+    if model_type not in table:
+        hint = near(model_type, list(table)) or "."
+        raise UnknownNameError(f"unknown model type {model_type!r}{hint} `mango architectures` lists all {len(table)}")
+    return table[model_type]
+
+
+def reason_for(model_type: str) -> str:
+    """Return what the table says against a model type, as words that end a message; empty where nothing."""
+    row = support_table().get(model_type)
+    return f" (`mango architectures` on {model_type!r}: {row.reason})" if row is not None and row.reason else ""

@@ -1,0 +1,84 @@
+"""The table of what is supported, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.conformance.checks import Row
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "architectures.md"
+SUPPORT = ROOT / "mango" / "architectures" / "support.json"
+FAMILIES = ("causal", "masked", "seq2seq", "text", "vision", "multimodal", "audio", "other")
+_HEAD = """# Architectures
+
+What Mango can do with each model type of transformers {version}, as `make conformance` found it on tiny random models;
+the file is written by that command. `mango architectures` prints the same.
+
+- **host**: the blocks were found; each, run alone with the arguments that it got inside the model, returned the
+  same bits; and with every block behind a wrapper the model returned the same bits.
+- **guest**: the blocks of the main stack can run in another model: their stream has one shape, and no other argument
+  of theirs changes when their model runs on zero inputs without its blocks.
+- **cached decode**: fused with a llama, as guest and as trunk, decoding with a cache equals decoding without, softly
+  and hard routed, every expert ran, and saving and opening changed nothing. Fused models are causal language models
+  so far.
+
+{summary}
+
+"""
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return a table of counts by family."""
+    lines = ["| family | types | built | host | guest | cached decode |", "|---|---|---|---|---|---|"]
+    for family in (*FAMILIES, "all"):
+        own = [row for row in rows if family in (row.family, "all")]
+        if own:
+            counts = [sum(getattr(row, name) for row in own) for name in ("built", "host", "guest", "cached_decode")]
+            lines.append(f"| {family} | {len(own)} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines)
+
+
+def write(rows: Sequence[Row], version: str) -> None:
+    """Write the document and the JSON that ships inside the package."""
+    parts = [_HEAD.format(version=version, summary=summary(rows))]
+    for family in FAMILIES:
+        own = [row for row in rows if row.family == family]
+        if own:
+            parts.append(f"## {family}\n\n| model type | host | guest | cached decode | stacks | reason |\n")
+            parts.append("|---|---|---|---|---|---|\n")
+            parts += [_line(row) for row in own]
+            parts.append("\n")
+    DOCUMENT.write_text("".join(parts).rstrip() + "\n", "utf-8")
+    SUPPORT.write_text(json.dumps(document(rows, version), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def document(rows: Sequence[Row], version: str) -> dict[str, Any]:
+    """Return what the JSON holds."""
+    names = (
+        "model_type",
+        "family",
+        "task",
+        "architecture",
+        "built",
+        "host",
+        "guest",
+        "cached_decode",
+        "reason",
+        "stacks",
+    )
+    return {
+        "format_version": 1,
+        "transformers": version,
+        "rows": [{name: getattr(row, name) for name in names} for row in rows],
+    }
+
+
+def _line(row: Row) -> str:
+    stacks = ", ".join(f"{role} x{count}" for role, count in row.stacks.items())
+    reason = (row.reason or "").replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
+    marks = " | ".join("yes" if value else "no" for value in (row.host, row.guest, row.cached_decode))
+    return f"| `{row.model_type}` | {marks} | {stacks} | {reason} |\n"

@@ -1,0 +1,51 @@
+# ruff: noqa: E501
+"""A fixed sample of architectures, and every one with a handler, through the whole suite; and its table."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+
+from mango.architectures import ARCHITECTURES
+from mango.architectures.support import support_table
+from tests.conformance.checks import check
+
+FUSED = ("gpt2", "llama", "mixtral", "qwen3", "opt", "olmoe")
+CHECKED = (
+    "albert", "bart", "beit", "bert", "bloom", "clip", "convnext", "deberta-v2", "dinov2", "distilbert", "electra",
+    "falcon", "gemma2", "gpt_neox", "hubert", "led", "llava", "mamba", "mistral", "modernbert", "mpnet", "phi",
+    "qwen3_next", "roberta", "siglip", "wav2vec2", "vit", "whisper", "xlm-roberta", "xlnet",
+)  # fmt: skip
+TABLE = {
+    row["model_type"]: row
+    for row in json.loads(files("mango.architectures").joinpath("support.json").read_text("utf-8"))["rows"]
+}
+
+
+def test_every_family_with_a_handler_is_in_the_table() -> None:
+    assert set(ARCHITECTURES) <= set(TABLE)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", sorted({*CHECKED, *(name for name in ARCHITECTURES if TABLE[name]["host"])}))
+def test_blocks_are_found_replayed_and_replaced_to_the_bit(model_type: str) -> None:
+    found, wanted = check(model_type, fuse=False), TABLE[model_type]
+    assert (found.built, found.host, found.guest, found.family) == (
+        True, wanted["host"], wanted["guest"], wanted["family"],
+    ), found.reason  # fmt: skip
+    assert found.stacks == wanted["stacks"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", FUSED)
+def test_fused_models_decode_with_a_cache_as_without(model_type: str) -> None:
+    found = check(model_type)
+    assert (found.host, found.guest, found.cached_decode) == (True, True, True), found.reason
+    assert TABLE[model_type]["cached_decode"]
+
+
+def test_what_is_not_supported_has_a_reason() -> None:
+    for row in support_table().values():
+        assert (row.host and row.guest and row.cached_decode) == (row.reason is None), row.model_type
