@@ -108,8 +108,8 @@ def upload(
     except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:  # a large file's failure is a bare one
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{repo_id}: the Hub did not take the upload ({reason}); check the name, the network and that you are logged in "
-            "with a token that may write (hf auth login)"
+            f"{repo_id}: the Hub did not take the upload ({reason}); check the name, the network and your "
+            "token, which must be allowed to write (hf auth login)"
         ) from error
     return UploadReport(repo_id, revision, files, report.num_bytes, False, str(commit.commit_url))
 

@@ -120,6 +120,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # how huggingface_hub calls httpx
 def test_everything_that_the_manifest_names_arrives(hub: Hub, folder: Path) -> None:
     report = upload(folder, "me/model", private=True, revision="trial", message="First")
     wanted = {path.name: path.read_bytes() for path in folder.iterdir()}
