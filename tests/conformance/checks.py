@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """What is checked of one model type, and what comes out as a row of the table."""
 
 from __future__ import annotations

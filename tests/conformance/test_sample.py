@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """A fixed sample of architectures, and every one with a handler, through the whole suite; and its table."""
 
 from __future__ import annotations
