@@ -19,9 +19,11 @@ from mango.checkpoints import check_hashes, check_room, size_of, write_file
 from mango.checkpoints.reader import INDEX_NAME
 from mango.checkpoints.writer import DEFAULT_SHARD_BYTES, check_specs, index_text, shard_names, split_shards
 from mango.errors import CheckpointError, MergeError
+from mango.merging.card import merge_card
 from mango.merging.combining import combine_whole
 from mango.merging.devices import parse_devices
 from mango.merging.document import MergeDocument
+from mango.merging.estimate import declared_licence
 from mango.merging.inputs import ModelValue
 from mango.merging.journal import Journal
 from mango.merging.pipeline import Lane, compute_threads
@@ -290,7 +292,22 @@ def _write_beside(ready: MergePlan, folder: Path) -> None:
     for name in _COPIED:
         if ready.lead.folder is not None and (ready.lead.folder / name).is_file():
             write_file(folder / name, (ready.lead.folder / name).read_bytes())
-    write_file(folder / DOCUMENT_NAME, resolved_yaml(ready))
+    document = resolved_yaml(ready)
+    write_file(folder / DOCUMENT_NAME, document)
+    models = list(ready.all_inputs())
+    base = ready.document.base_model
+    card = merge_card(
+        name=ready.document.name or "Merged model",
+        method=", ".join(ready.methods),
+        models={model.key: model.place for model in models},
+        base=base if isinstance(base, str) else None,
+        licences={model.key: declared_licence(model) for model in models},
+        document=document,
+        num_parameters=ready.num_parameters,
+        dtype=str(ready.config.get("dtype") or ready.config.get("torch_dtype") or "the types of its parents"),
+        tokenizer=ready.tokenizer,
+    )
+    write_file(folder / "README.md", card)
 
 
 def _verify(ready: MergePlan) -> None:

@@ -64,7 +64,7 @@ def estimate(plan: MergePlan, threads: int | None = None) -> Estimate:
         download_bytes=sum(tensor.read_bytes for model in remote for tensor in model.tensors.values()),
         memory_bytes=_memory(plan, count),
         seconds=round(max(compute, moved) + 0.5, 1),
-        licences={model.key: _licence(model) for model in plan.all_inputs()},
+        licences={model.key: declared_licence(model) for model in plan.all_inputs()},
     )
 
 
@@ -122,7 +122,8 @@ def _small_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(extents)
 
 
-def _licence(model: Input) -> str | None:
+def declared_licence(model: Input) -> str | None:
+    """Return the licence that a model's own card names, or None."""
     card = None if model.folder is None else model.folder / "README.md"
     if card is None or not card.is_file():
         return None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ruamel.yaml import YAML
 
+from mango.merging import merge
 from mango.merging.card import merge_card
 
 
@@ -48,3 +51,13 @@ def test_licences_that_differ_are_said_and_names_cannot_break_the_page() -> None
     assert front(text)["license_name"] == "mit, not declared"
     assert "| base | x\\|y \\# z | base | mit |" in text
     assert "````yaml\na: '```'\n````" in text
+
+
+def test_a_merge_writes_its_card(tmp_path: Path) -> None:
+    tiny = Path(__file__).parents[2] / "models" / "tiny"
+    models = [{"model": str(tiny / name), "parameters": {"weight": 1.0}} for name in ("code", "novels")]
+    merge({"merge_method": "linear", "models": models, "name": "two"}, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "# two" in text
+    assert str(tiny / "code") in text.replace("\\", "")
+    assert "merge_method: linear" in text
