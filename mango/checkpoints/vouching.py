@@ -78,6 +78,12 @@ def checked_hashes(folder: Path | str) -> Iterator[None]:
             raise IntegrityError(f"{path}: was changed while it was loaded; open the folder again")
 
 
+def forget() -> None:
+    """Forget what was hashed, so that the next check reads every file again."""
+    with _lock:
+        _known.clear()
+
+
 def _vouched(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield (file, entry of the manifest) of each file of a folder; nothing where no manifest covers it."""
     folder = Path(os.path.realpath(folder))
