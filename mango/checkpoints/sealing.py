@@ -18,14 +18,14 @@ CHUNK_BYTES = 1 << 23
 _WAITS = 8  # for the disk, at the same time: a journalling file system then commits once for all of them
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 
-_Stamp = tuple[int, int, int]
-_known: dict[Path, tuple[_Stamp, str]] = {}
-"""Hashes that were computed while files were written, each with what tells whether the file is still the same."""
+_Stamp = tuple[int, int, int, int]
+_known: dict[_Stamp, str] = {}
+"""Hashes that were computed while files were written, by what tells whether a file is still the same."""
 
 
 def remember_sha256(path: Path, digest: str) -> None:
     """Keep the hash of a file that was just written, so that sealing its folder does not read it again."""
-    _known[path.absolute()] = (_stamp(path.stat()), digest)
+    _known[_stamp(path.stat())] = digest
 
 
 def start_writing(descriptor: int, start: int, length: int) -> None:
@@ -78,7 +78,7 @@ def _sync_all(paths: Sequence[Path]) -> None:
 
 
 def _stamp(found: os.stat_result) -> _Stamp:
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:
@@ -87,9 +87,9 @@ def _sha256(path: Path) -> str:
         if found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != FILE_MODE:
             os.fchmod(file.fileno(), FILE_MODE)
         start_writing(file.fileno(), 0, 0)
-        known = _known.pop(path.absolute(), None)
-        if known is not None and known[0] == _stamp(found):
-            return known[1]
+        known = _known.pop(_stamp(found), None)
+        if known is not None:
+            return known
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
