@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # The stages run `python` of this environment, activated or not.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help conformance demo test lint types docs lock ui fuzz attack
+.PHONY: help conformance demo test lint types docs lock ui fuzz attack chaos
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,9 @@ lock:  ## write constraints.txt anew from the newest releases
 	( echo '# The versions that are tested together; written by `make lock`.' && \
 	  build/lock/bin/python -m pip freeze --all --exclude mango-compose --exclude pip | sed -E 's/\+cpu$$//' ) > build/constraints.txt
 	mv build/constraints.txt constraints.txt
+
+chaos: $(STAMP)  ## kill each stage and promotion 200 times, fill the disk, start two at once (an hour; writes build/chaos.json)
+	$(BIN)/python -m tests.robustness.chaos --full
 
 attack: $(STAMP)  ## open malicious checkpoints and packages at every tier, as root and as an ordinary user
 	$(BIN)/python -m tests.robustness.attack
