@@ -12,6 +12,7 @@ import torch
 from mango.architectures import ComponentMap, build_meta, describe
 from mango.blocks import read_config
 from mango.checkpoints import Checkpoint, ModelSource, resolve
+from mango.checkpoints import open_model as open_checked
 from mango.errors import CheckpointError
 from mango.merging.adapters import adapted, find_adapter
 from mango.merging.references import parse_reference
@@ -49,9 +50,7 @@ class OpenedModel:
 
     def load(self, device: torch.device | str = "cpu") -> PreTrainedModel:
         """Load the whole model, its adapter added, in the type that it is stored in, ready to be run."""
-        from transformers import AutoModelForCausalLM
-
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto")
+        model = open_checked(self.folder)
         if self.adapter is not None:
             state = model.state_dict(keep_vars=True)
             with torch.no_grad():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mango.checkpoints import ModelSource, tokenizer_sha256
+from mango.checkpoints import ModelSource, open_tokenizer, tokenizer_sha256
 from mango.errors import CheckpointError, DataError, IncompatibleBlocksError, MangoError, MergeError
 from mango.surgery.diagnosis.deltas import SPECTRUM, TensorMeasure, measure_tensor
 from mango.surgery.diagnosis.findings import findings_of
@@ -218,9 +218,7 @@ def _states(
 
 
 def _sequences(model: OpenedModel, text: str, num_tokens: int) -> list[Tensor]:
-    from transformers import AutoTokenizer
-
-    ids = AutoTokenizer.from_pretrained(model.folder)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = open_tokenizer(model.folder)(text, add_special_tokens=False, verbose=False)["input_ids"]
     length = min(_SEQUENCE, model.parts.max_positions or _SEQUENCE)
     kept = torch.tensor(ids[:num_tokens])
     if len(kept) < 32:
