@@ -15,6 +15,8 @@ from mango import security
 from mango.checkpoints.failures import writing
 from mango.checkpoints.headers import read_header
 from mango.checkpoints.sealing import remember_sha256, start_writing
+from mango.checkpoints.siblings import FILE_MODE
+from mango.checkpoints.vouching import remember_hash
 from mango.checkpoints.writer import TensorSpec, write_tensors
 from mango.errors import CheckpointError, UnsafeFileError
 
@@ -191,6 +193,7 @@ def _write(target: Path, size: int, pieces: Iterator[bytes]) -> None:
     pending: Future[None] | None = None
     with target.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         os.posix_fallocate(file.fileno(), 0, size)
+        os.fchmod(file.fileno(), FILE_MODE)
         for piece in pieces:
             view = memoryview(piece)
             while view:
@@ -205,6 +208,7 @@ def _write(target: Path, size: int, pieces: Iterator[bytes]) -> None:
     if position != size:
         raise UnsafeFileError(f"{target}: {position} bytes came of {size}")
     remember_sha256(target, digest.hexdigest())
+    remember_hash(target, digest.hexdigest())
 
 
 def _accused(scanners: Mapping[str, Any]) -> str:

@@ -84,6 +84,12 @@ def forget() -> None:
         _known.clear()
 
 
+def remember_hash(path: Path, digest: str) -> None:
+    """Keep the hash of a file that this process has just written whole, so that opening it does not read it again."""
+    with _lock:
+        _known[_identity(path)] = digest
+
+
 def _vouched(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield (file, entry of the manifest) of each file of a folder; nothing where no manifest covers it."""
     folder = Path(os.path.realpath(folder))
