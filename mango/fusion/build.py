@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mango.architectures import ComponentMap
+from mango.architectures.tasks import CAUSAL
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
@@ -37,6 +38,12 @@ def build_fused(
     """
     names = sorted({fusion.trunk, *(expert.model for expert in fusion.experts)})
     maps: dict[str, ComponentMap] = {name: store.model(name).architecture for name in names}
+    for name in names:
+        if maps[name].task != CAUSAL:
+            raise ArchitectureError(
+                f"fusion: {name!r} ({maps[name].architecture}, for {maps[name].task}): fused models are causal "
+                "language models so far; `mango architectures` lists what can be fused"
+            )
     _check_tokenizers(store, fusion.trunk, names)
     layout = make_layout(fusion, maps)
     trunk = store.config(fusion.trunk)

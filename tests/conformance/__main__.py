@@ -36,7 +36,7 @@ def model_types() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the suite."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("types", nargs="*", help="model types; all without")
+    parser.add_argument("types", nargs="*", help="model types, whose rows replace those in the table; all without")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for one model type")
     parser.add_argument("--write", action="store_true", help="write docs/architectures.md and the package's JSON")
@@ -50,16 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row = row or Row(item, reason=f"not checked: {problem}")
         row.seconds = round(taken, 1)
         rows.append(row)
+        if chosen.write and len(rows) % 25 == 0:
+            table.write(table.merged(rows), transformers.__version__)  # what is cut off keeps what it found
         if len(rows) % 50 == 0:
             print(f"{len(rows)} of {len(types)} after {time.monotonic() - start:.0f} s", flush=True)
     rows.sort(key=lambda row: row.model_type)
-    if chosen.types:
+    if chosen.types and not chosen.write:
         for row in rows:
             print(row.to_dict())
     print(table.summary(rows))
     print(f"transformers {transformers.__version__}, {time.monotonic() - start:.0f} s with {chosen.jobs} processes")
     if chosen.write:
-        table.write(rows, transformers.__version__)
+        table.write(table.merged(rows) if chosen.types else rows, transformers.__version__)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,15 @@ def write(rows: Sequence[Row], version: str) -> None:
     SUPPORT.write_text(json.dumps(document(rows, version), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the table that was written last, with these in the places of those of their types."""
+    if not SUPPORT.is_file():
+        return list(rows)
+    old = [Row(**row) for row in json.loads(SUPPORT.read_text("utf-8"))["rows"]]
+    by_type = {row.model_type: row for row in (*old, *rows)}
+    return [by_type[name] for name in sorted(by_type)]
+
+
 def document(rows: Sequence[Row], version: str) -> dict[str, Any]:
     """Return what the JSON holds."""
     names = (

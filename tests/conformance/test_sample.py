@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from mango.architectures import ARCHITECTURES
 from mango.architectures.support import support_table
-from tests.conformance.checks import check
+from mango.blocks import extract
+from mango.checkpoints import ModelSource
+from mango.errors import ArchitectureError
+from mango.fusion import AdapterParams, FusionParams, RouterParams, build_fused
+from tests.conformance import fusing
+from tests.conformance.checks import build, check
 
 FUSED = ("gpt2", "llama", "mixtral", "qwen3", "opt", "olmoe")
 CHECKED = (
@@ -48,3 +54,18 @@ def test_fused_models_decode_with_a_cache_as_without(model_type: str) -> None:
 def test_what_is_not_supported_has_a_reason() -> None:
     for row in support_table().values():
         assert (row.host and row.guest and row.cached_decode) == (row.reason is None), row.model_type
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_asking_for_what_is_not_supported_gives_the_tables_reason(tmp_path: Path) -> None:
+    tiny = build("bert")
+    fusing._save(tiny.model, tmp_path / "bert")
+    fusing._save(fusing._llama(128), tmp_path / "llama")
+    models = {name: ModelSource(source=str(tmp_path / name)) for name in ("bert", "llama")}
+    store = extract(models, tmp_path / "store", "reference")
+    assert store.load_block("bert", 1) is not None
+    reason = support_table()["bert"].reason
+    assert reason == "fused models are causal language models so far"
+    fusion = FusionParams.model_validate({"trunk": "llama", "experts": ["bert"]})
+    with pytest.raises(ArchitectureError, match=reason):
+        build_fused(store, fusion, RouterParams(), AdapterParams(type="linear"), seed=0)
