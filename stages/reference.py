@@ -91,7 +91,9 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 def _type(field: FieldInfo) -> str:
     annotation = field.annotation
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
-    text = re.sub(r"Annotated\[(Literal\[[^\]]*\]), BeforeValidator\([^)]*\)\]", r"\1", text)  # it shows an address
+    text = re.sub(
+        r"(?:typing\.)?Annotated\[((?:typing\.)?Literal\[[^\]]*\]), BeforeValidator\([^)]*\)\]", r"\1", text
+    )  # it shows an address
     text = re.sub(r"Annotated\[([\w.\[\]]+), [^\]]*\]", r"\1", text)
     text = re.sub(r"\b(?:[a-z_]\w*\.)+(\w)", r"\1", text).replace(" | ", " or ")
     limits = [str(part) for part in field.metadata if re.match(r"(Ge|Gt|Le|Lt)\(", str(part))]
