@@ -15,6 +15,7 @@ from mango.checkpoints.manifest import MANIFEST_NAME, list_files, manifest_text
 from mango.checkpoints.siblings import FILE_MODE, FOLDER_MODE
 
 CHUNK_BYTES = 1 << 23
+THREADS_FROM_BYTES = 1 << 22
 _WAITS = 8  # for the disk, at the same time: a journalling file system then commits once for all of them
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 
@@ -51,8 +52,11 @@ def seal(folder: Path) -> None:
     folders = [Path(root, name) for root, below, _ in os.walk(folder) for name in below]
     for path in folders:
         path.chmod(FOLDER_MODE)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        digests = list(pool.map(_sha256, places))
+    if sum(path.stat().st_size for path in places) < THREADS_FROM_BYTES:  # sooner done than threads are there
+        digests = list(map(_sha256, places))
+    else:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+            digests = list(pool.map(_sha256, places))
     entries = {
         name: {"sha256": digest, "size": path.stat().st_size}
         for name, path, digest in zip(names, places, digests, strict=True)
@@ -73,7 +77,7 @@ def make_durable(folder: Path) -> None:
 
 
 def _sync_all(paths: Sequence[Path]) -> None:
-    with ThreadPoolExecutor(_WAITS) as pool:
+    with ThreadPoolExecutor(min(_WAITS, len(paths))) as pool:
         list(pool.map(_make_durable, paths))
 
 

@@ -19,7 +19,7 @@ from mango.checkpoints.durable import write_file
 from mango.checkpoints.failures import writing
 from mango.checkpoints.reader import INDEX_NAME, SINGLE_NAME
 from mango.checkpoints.room import check_room
-from mango.checkpoints.sealing import CHUNK_BYTES, remember_sha256, start_writing
+from mango.checkpoints.sealing import CHUNK_BYTES, THREADS_FROM_BYTES, remember_sha256, start_writing
 from mango.errors import CheckpointError
 from mango.tensors import DTYPES, item_bytes, torch_dtype
 
@@ -205,16 +205,23 @@ class _HashedFile:
 
     def write(self, data: memoryview) -> None:
         """Write and hash all of ``data``; the disk begins at once."""
+        if len(data) < THREADS_FROM_BYTES:  # sooner done than a thread has begun
+            self._write(data)
+            self._digest.update(data)
+            return
         hashed = self._pool.submit(self._digest.update, data)
         try:
-            start = 0
-            while start < len(data):
-                done = self._stream.write(data[start : start + CHUNK_BYTES])
-                start_writing(self._stream.fileno(), self._position, done)
-                start += done
-                self._position += done
+            self._write(data)
         finally:
             hashed.result()
+
+    def _write(self, data: memoryview) -> None:
+        start = 0
+        while start < len(data):
+            done = self._stream.write(data[start : start + CHUNK_BYTES])
+            start_writing(self._stream.fileno(), self._position, done)
+            start += done
+            self._position += done
 
     def hexdigest(self) -> str:
         """Return the SHA-256 of everything written."""
