@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -27,6 +28,7 @@ MODEL_FAILURES = (
     ImportError,
     AssertionError,
     ArithmeticError,
+    StrictDataclassError,  # a configuration that contradicts itself
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap, build_meta, describe
@@ -70,8 +71,9 @@ def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(raw))
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise ArchitectureError(f"{where}: transformers refuses this configuration: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ArchitectureError(f"{where}: transformers refuses this configuration: {reason}") from error
     assert isinstance(config, PretrainedConfig)
     return config
 
