@@ -15,7 +15,15 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 
 from mango import console
 from mango.blocks import BlockStore, load_source
-from mango.checkpoints import check_room, copy_tokenizer, only_writer, open_tokenizer, replace_folders, saving, write_file
+from mango.checkpoints import (
+    check_room,
+    copy_tokenizer,
+    only_writer,
+    open_tokenizer,
+    replace_folders,
+    saving,
+    write_file,
+)
 from mango.corpus import CorpusParams, Sequences, corpus_sha256
 from mango.errors import TrainingError
 from mango.fusion import (

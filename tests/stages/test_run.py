@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -33,11 +34,11 @@ run_stage(NAME, work, sections=SECTIONS, help_text=None)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder."""
+    """Return the SHA-256 of every file below a folder, but for what a killed process leaves hidden."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and ".mango-" not in path.name
     }
 
 
@@ -104,9 +105,18 @@ def test_a_stage_that_is_ended_in_the_middle_leaves_the_older_outputs(prepared: 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=prepared, env=environment(), **pipes) as process:
         assert process.stdout.readline() == "first merge is done\n"
+        again = start("merge", prepared)  # while the first one is at work
         process.send_signal(number)
-        process.communicate(timeout=60)
+        _, said = process.communicate(timeout=60)
+    assert again.returncode == 2
+    assert re.search(rf"^error: .*reports/merge\.json: process {process.pid} \(.*\) is writing it; ", again.stderr), (
+        again
+    )
     assert process.returncode == code
+    word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}.get(signal.Signals(number))
+    if word is not None:
+        told = f"{word}: nothing was replaced. To go on, run `python -m stages.merge`: it starts over"
+        assert said.splitlines()[-1] == told
     assert (fingerprint(prepared / "models" / "merged"), fingerprint(prepared / "reports")) == before
     left = [path.name for path in (prepared / "models").iterdir() if path.name.startswith(".")]
     assert bool(left) == (number == signal.SIGKILL)
