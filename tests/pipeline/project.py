@@ -48,6 +48,7 @@ models:
   base: {source: models/tiny/base}
   code: {source: models/tiny/code}
   novels: {source: models/tiny/novels}
+security: {default: community, rules: []}
 extract: {mode: reference}
 merge:
   method: linear
