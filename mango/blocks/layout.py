@@ -67,7 +67,7 @@ def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ArchitectureError(
             f"{where}: model type {model_type!r} is unknown to the installed transformers; wanted one of its "
-            f"{len(CONFIG_MAPPING)} types (models that bring their own code are not run)"
+            f"{len(list(CONFIG_MAPPING.keys()))} types (models that bring their own code are not run)"
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(raw))
