@@ -96,7 +96,7 @@ def parent_names(fusion: FusionParams, merge: MergeParams) -> list[str]:
 
     names = {fusion.trunk, *(expert.model for expert in fusion.experts)}
     if MERGED in names:
-        names |= set(merge.to_document().references())
+        names |= {name for name in merge.to_document().references() if isinstance(name, str)}  # it nests no document
     return sorted(names - {MERGED})
 
 

@@ -16,4 +16,4 @@ def without_bars() -> None:
     """Keep transformers from drawing bars of its own beside the command's."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ MIDDLE = {
 """Files that a stage opens while it makes its outputs."""
 
 END = {
-    "train-adapters-and-routers": r"/\.fused\.mango-new-\w+/\.MANIFEST",
+    "train-adapters-and-routers": r"reports/\.train-adapters-and-routers\.json\.mango-new",
     "package": r"reports/\.package\.json\.mango-new",
 }
 """Files that a stage opens when some of its outputs are in their places and others are not."""
