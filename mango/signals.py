@@ -11,7 +11,7 @@ from types import FrameType
 
 _END = ("SIGTERM", "SIGHUP")
 _replaced: dict[Path, None] = {}
-_hints: dict[str, None] = {}
+_hints: list[Callable[[], str]] = []
 
 
 class Terminated(SystemExit):
@@ -59,12 +59,13 @@ def resumes(hint: Callable[[], str]) -> Iterator[None]:
     """Remember how a run goes on when its body is ended by a signal or a limit.
 
     Args:
-        hint: called then; returns a clause such as ``"'fused' goes on from step 40"``.
+        hint: called by `how_to_go_on`, when all is closed; returns a clause such as ``"'fused' goes on from step 40"``,
+            or nothing where there is nothing to go on from.
     """
     try:
         yield
     except (KeyboardInterrupt, Terminated, OverLimit):
-        _hints[hint()] = None
+        _hints.append(hint)
         raise
 
 
@@ -81,7 +82,7 @@ def how_to_go_on(command: str) -> str:
     """
     done = ", ".join(map(_shown, _replaced))
     state = f"already replaced, whole: {done}" if done else "nothing was replaced"
-    hints = "; ".join(_hints) or "it starts over"
+    hints = "; ".join(dict.fromkeys(clause for hint in _hints if (clause := hint()))) or "it starts over"
     _replaced.clear()
     _hints.clear()
     return f"{state}. To go on, run `{command}`: {hints}"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mango.errors import CheckpointError
 
+# What torch.save says, by turns, when the disk is full: at a write, at the end of the archive, or by C++.
+_TORCH_SAYS = ("file write failed", "PytorchStreamWriter", "inline_container", "iostream error")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -59,7 +61,7 @@ def saving(path: Path) -> Iterator[None]:
         if number is not None:
             code = int(number[1])
             raise write_failure(path, OSError(code, os.strerror(code))) from error
-        if "file write failed" in str(error) or "PytorchStreamWriter" in str(error):
+        if any(said in str(error) for said in _TORCH_SAYS):
             raise write_failure(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         raise
 

@@ -76,7 +76,7 @@ def growing_folder(path: Path | str, mark: str) -> Iterator[Path]:
                     shutil.rmtree(stale, ignore_errors=True)
             folder.mkdir(exist_ok=True)
         try:
-            with signals.resumes(lambda: f"{path.name!r} goes on from what it has written"):
+            with signals.resumes(lambda: f"{path.name!r} goes on from what it has written" if folder.exists() else ""):
                 yield folder
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from mango.checkpoints import (
     recover_folder,
     replace_folder,
     replace_folders,
+    saving,
     verify,
     write_file,
     write_tensors,
@@ -327,3 +328,19 @@ def test_kill_9_at_any_moment_leaves_a_whole_version(tmp_path: Path, way: str) -
     assert int(done.stdout) > 3  # versions that a killed process had put into place
     assert_version(path, "last")
     assert entries(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0",
+        "basic_ios::clear: iostream error",
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+        "I/O error: No space left on device (os error 28)",
+    ],
+)
+def test_what_torch_and_safetensors_say_of_a_full_disk_is_one_line(tmp_path: Path, said: str) -> None:
+    with pytest.raises(CheckpointError, match="no room to write"), saving(tmp_path):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="something else"), saving(tmp_path):
+        raise RuntimeError("something else")
