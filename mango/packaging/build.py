@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import mango
-from mango.checkpoints import replace_folder, sha256_file, verify, write_file
+from mango.checkpoints import check_room, replace_folder, sha256_file, verify, write_file
 from mango.checkpoints.sealing import seal
 from mango.errors import PackagingError
 from mango.evaluation.schema import parse
@@ -106,6 +106,7 @@ def build_package(
     )
     card = model_card(draft, units=checked.units, licence=params.licence)
     verify(fused)
+    check_room(out, _needed_bytes(fused, out))
     linked: dict[str, int] = {}
     with replace_folder(out) as folder:
         for source in sorted(path for path in fused.rglob("*") if path.is_file()):
@@ -131,6 +132,16 @@ def build_package(
     for name, mode in linked.items():
         (out / name).chmod(mode)
     return out
+
+
+def _needed_bytes(fused: Path, out: Path) -> int:
+    """Return how much a package takes beside the checkpoint: weights have a second name where both are on one disk."""
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    one_disk = place.stat().st_dev == fused.stat().st_dev
+    files = [path for path in fused.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files if not (one_disk and path.suffix == _WEIGHTS))
 
 
 def _listed(folder: Path) -> dict[str, PackedFile]:

@@ -95,6 +95,20 @@ def test_a_disk_that_takes_no_more_leaves_the_old_package(fused: Path, package: 
     assert sorted(path.name for path in package.parent.iterdir()) == ["fused", "package"]
 
 
+def test_room_is_asked_for_first_and_linked_weights_need_none(
+    fused: Path, package: Path, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (package / "mango.json").read_bytes()
+    small = sum(path.stat().st_size for path in fused.iterdir() if path.suffix != ".safetensors")
+    monkeypatch.setenv("MANGO_DISK_RESERVE", "0")
+    monkeypatch.setattr("mango.checkpoints.room.free_bytes", lambda path: small - 1)
+    with pytest.raises(CheckpointError, match=rf"no room to write: needs {small:,} bytes"):
+        build_package(fused, package, **facts)
+    assert (package / "mango.json").read_bytes() == before
+    monkeypatch.setattr("mango.checkpoints.room.free_bytes", lambda path: small)
+    build_package(fused, package, **facts)
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

@@ -259,7 +259,7 @@ class Arena:
         """Copy the project onto a small disk, run there, and tell what is left; in a child."""
         small_disk(disk, size)
         root = disk / "project"
-        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns(".git", "tmp"))
+        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("tmp"))
         at_first = os.statvfs(disk)
         if not guard:
             from mango.checkpoints import room
