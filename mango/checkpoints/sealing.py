@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from mango.checkpoints.manifest import MANIFEST_NAME, list_files, manifest_text
@@ -17,6 +18,7 @@ from mango.checkpoints.siblings import FILE_MODE, FOLDER_MODE
 CHUNK_BYTES = 1 << 23
 THREADS_FROM_BYTES = 1 << 22
 _WAITS = 8  # for the disk, at the same time: a journalling file system then commits once for all of them
+_FEW = 4  # files that are sooner waited for one by one
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 
 _Stamp = tuple[int, int, int, int]
@@ -32,8 +34,12 @@ def remember_sha256(path: Path, digest: str) -> None:
 def start_writing(descriptor: int, start: int, length: int) -> None:
     """Ask the kernel to begin to write a part of a file to disk, and do not wait; nothing where it cannot."""
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.sync_file_range(descriptor, ctypes.c_longlong(start), ctypes.c_longlong(length), _START_WRITING)
+        _libc().sync_file_range(descriptor, ctypes.c_longlong(start), ctypes.c_longlong(length), _START_WRITING)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def seal(folder: Path) -> None:
@@ -64,6 +70,8 @@ def seal(folder: Path) -> None:
     manifest = folder / MANIFEST_NAME
     manifest.write_text(manifest_text(entries), encoding="utf-8")
     manifest.chmod(FILE_MODE)
+    with manifest.open("rb") as file:
+        start_writing(file.fileno(), 0, 0)  # so that it is with the first wait below
     _sync_all([*places, manifest, *folders, folder])
 
 
@@ -77,6 +85,10 @@ def make_durable(folder: Path) -> None:
 
 
 def _sync_all(paths: Sequence[Path]) -> None:
+    if len(paths) <= _FEW:
+        for path in paths:
+            _make_durable(path)
+        return
     with ThreadPoolExecutor(min(_WAITS, len(paths))) as pool:
         list(pool.map(_make_durable, paths))
 

@@ -202,9 +202,10 @@ class _HashedFile:
         self._pool = pool
         self._digest = hashlib.sha256()
         self._position = 0
+        self._begun = 0
 
     def write(self, data: memoryview) -> None:
-        """Write and hash all of ``data``; the disk begins at once."""
+        """Write and hash all of ``data``; the disk begins as soon as there is enough for it."""
         if len(data) < THREADS_FROM_BYTES:  # sooner done than a thread has begun
             self._write(data)
             self._digest.update(data)
@@ -219,9 +220,11 @@ class _HashedFile:
         start = 0
         while start < len(data):
             done = self._stream.write(data[start : start + CHUNK_BYTES])
-            start_writing(self._stream.fileno(), self._position, done)
             start += done
             self._position += done
+            if self._position - self._begun >= CHUNK_BYTES:
+                start_writing(self._stream.fileno(), self._begun, self._position - self._begun)
+                self._begun = self._position
 
     def hexdigest(self) -> str:
         """Return the SHA-256 of everything written."""
