@@ -15,7 +15,7 @@ def config(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show every parameter with its value and where that came from."""
+    """Show every parameter with its value and where it came from."""
     import json
 
     from mango import console

@@ -42,29 +42,29 @@ class Command:
 
 COMMANDS = {
     "inspect": Command("mango.cli.blocks:inspect", "Show where a model keeps its blocks and what they measure."),
-    "architectures": Command("mango.cli.architectures:architectures", "Show which model types can host and be guests."),
-    "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
-    "scan": Command("mango.cli.safety:scan", "Show what scanners say of a checkpoint's pickles, and its tier."),
-    "convert": Command("mango.cli.safety:convert", "Convert a pickled checkpoint to safetensors, in the sandbox."),
-    "merge": Command("mango.cli.merging:merge", "Merge models by YAML documents into checkpoints."),
-    "extract-lora": Command("mango.cli.lora:extract_lora", "Extract a LoRA adapter from two models' difference."),
-    "moe": Command("mango.cli.moe:moe", "Assemble dense models into a mixture of experts by a YAML document."),
-    "transplant-tokenizer": Command(
-        "mango.cli.vocabulary:transplant_tokenizer", "Give a model another model's vocabulary."
+    "architectures": Command(
+        "mango.cli.architectures:architectures", "Show which model types can be hosts and guests."
     ),
+    "extract": Command("mango.cli.blocks:extract", "Extract the blocks of models into a block store."),
+    "scan": Command("mango.cli.safety:scan", "Show a model's tier and what scanners say of its pickles."),
+    "convert": Command("mango.cli.safety:convert", "Convert a pickled checkpoint to safetensors in the sandbox."),
+    "merge": Command("mango.cli.merging:merge", "Merge models by YAML documents into checkpoints."),
+    "extract-lora": Command("mango.cli.lora:extract_lora", "Extract a LoRA adapter from the difference of two models."),
+    "moe": Command("mango.cli.moe:moe", "Assemble dense models into a mixture of experts."),
+    "transplant": Command("mango.cli.vocabulary:transplant_tokenizer", "Give a model another model's vocabulary."),
     "diagnose": Command("mango.cli.diagnosis:diagnose", "Measure how models differ before they are merged."),
     "upload": Command("mango.cli.publishing:upload", "Upload a verified model folder to the Hub."),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
     "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),
     "why": Command("mango.cli.registry:why", "Say what made a registered model and how to make it again."),
     "keygen": Command("mango.cli.signing:keygen", "Make a pair of keys (ECDSA, P-256) for signatures."),
-    "sign": Command("mango.cli.signing:sign", "Sign every file of a folder, after a check that it is whole."),
+    "sign": Command("mango.cli.signing:sign", "Sign every file of a folder after a check that it is whole."),
     "verify": Command("mango.cli.verify:verify", "Check every file of a folder, and all that the files say."),
-    "sync": Command("mango.cli.registry:sync", "Give experiments that ran nothing, or elsewhere, their runs."),
+    "sync": Command("mango.cli.registry:sync", "Give experiments that ran nothing or elsewhere their runs."),
     "repair": Command("mango.cli.repair:repair", "Mend what a killed DVC left behind."),
     "repro": Command("mango.cli.repair:repro_app", "Mend what a killed DVC left behind, then run `dvc repro`"),
     "ui": Command("mango.cli.registry:ui", "Open the tracking pages in small form."),
-    "config": Command("stages.show:config", "Show every parameter with its value and where that came from."),
+    "config": Command("stages.show:config", "Show every parameter with its value and where it came from."),
     "data": Command("mango.cli.data:app", "Look after the corpus."),
 }
 

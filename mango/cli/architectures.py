@@ -12,7 +12,7 @@ def architectures(
     family: Annotated[str | None, typer.Option(help="Only those of a family, such as causal or vision.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Show which model types can host, be guests and decode with a cache, and why not."""
+    """Show which model types can be hosts and guests, which decode with a cache, and why not."""
     from dataclasses import asdict
 
     from mango import console

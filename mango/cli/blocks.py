@@ -107,7 +107,8 @@ def _rows(found: Inspection) -> list[list[object]]:
     head = "none" if parts.head is None else f"{parts.head}{' (tied to the embedding)' if parts.tied else ''}"
     origin = "as stored" if found.stored else f"as {found.dtype}"
     rows: list[list[object]] = [
-        ["model", f"{parts.architecture} ({parts.model_type}, {parts.family}, for {parts.task})"],
+        ["model", f"{parts.architecture} ({parts.model_type})"],
+        ["family", f"{parts.family}, for {parts.task}"],
         ["parameters", f"{found.num_parameters:,} ({found.dtype})"],
         ["blocks", f"{parts.num_blocks} x {parts.block_class} in {parts.blocks_path}, {sizes} parameters each"],
         ["width", str(parts.width)],

@@ -37,7 +37,7 @@ def extract_lora(
     seed: Annotated[int, typer.Option(help="Seed of the random sketches.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Extract a LoRA adapter from a fine-tuned model and its base, with the error of each layer."""
+    """Extract a LoRA adapter from the difference of two models, a fine-tuned one and its base."""
     from mango import console
     from mango.config import Document, Settings, validate
     from mango.surgery.lora import ExtractionParams, extract_adapter

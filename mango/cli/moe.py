@@ -17,7 +17,7 @@ def moe(
     only_plan: Annotated[bool, typer.Option("--plan", help="Only show what would be written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Assemble dense models of one architecture into a mixture of experts."""
+    """Assemble dense models into a mixture of experts; they are of one architecture."""
     from mango import console
     from mango.cli.devices import device_of, without_bars
     from mango.cli.model_names import named_models

@@ -17,7 +17,7 @@ def upload(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and send nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Upload a model folder to the Hub after every file was checked against its manifest."""
+    """Upload a verified model folder to the Hub: every file is checked against its manifest first."""
     from mango import console
     from mango.checkpoints.upload import upload as send
 

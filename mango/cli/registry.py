@@ -96,7 +96,7 @@ def why(
 
 @app.command()
 def sync(json: _Json = False) -> None:
-    """Give experiments that ran nothing, or elsewhere, their runs."""
+    """Give experiments that ran nothing or elsewhere their runs."""
     from mango import console, tracking
 
     made = tracking.sync()

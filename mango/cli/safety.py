@@ -20,7 +20,7 @@ def scan(
     source: Annotated[Path, typer.Argument(help="Model folder or checkpoint file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Show the tier of a model and what picklescan and fickling say of its pickles; they run in the sandbox."""
+    """Show a model's tier and what scanners say of its pickles: picklescan and fickling, in the sandbox."""
     from mango import console
     from mango.checkpoints import scan_pickles, tier_of_folder
 
@@ -46,7 +46,7 @@ def convert(
         TierOption, typer.Option(help="Convert in the sandbox, or as weights only in this process.")
     ] = TierOption.UNKNOWN,
 ) -> None:
-    """Convert a pickled checkpoint to safetensors, in the sandbox."""
+    """Convert a pickled checkpoint to safetensors in the sandbox."""
     from mango import console
     from mango.checkpoints import write_converted
     from mango.security import Tier

@@ -17,7 +17,7 @@ def sign(
     key: Annotated[Path | None, typer.Option(help="Private key (PEM); MANGO_SIGNING_KEY if not given.")] = None,
     password_env: _PasswordEnv = None,
 ) -> None:
-    """Sign every file of a folder, after a check that it is whole."""
+    """Sign every file of a folder after a check that it is whole."""
     from mango import console
     from mango.config import Settings
     from mango.errors import ConfigError

@@ -1,4 +1,4 @@
-"""``mango transplant-tokenizer``: a model with another model's vocabulary."""
+"""``mango transplant``: a model with another model's vocabulary."""
 
 from __future__ import annotations
 

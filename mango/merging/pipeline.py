@@ -15,8 +15,11 @@ from mango.merging.combining import Prepared, merge_piece, piece_calls, prepare
 from mango.merging.outputs import OutputTensor
 from mango.tensors.pieces import PIECE_ELEMENTS
 
-KEPT_BYTES = 2**24
-"""Larger buffers go back to the kernel when they are free, which is what large tensors need."""
+KEPT_BYTES = 2**22
+"""Memory that may stay with the allocator for the next pieces."""
+
+LARGE_BYTES = 2**20
+"""Larger buffers, such as samples of a whole tensor, go back to the kernel as soon as they are free."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
@@ -53,7 +56,7 @@ def _keep_freed_memory() -> None:
     """Let the allocator keep the few buffers that pieces need, instead of asking the kernel for each of them anew."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_MMAP_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
         libc.mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
         libc.mallopt(_ARENA_MAX, 1)  # else each thread keeps buffers of its own
 

@@ -35,14 +35,21 @@ class Bracket:
     Attributes:
         low: the lower one; minus infinity where nothing is known.
         high: the higher one.
+        room: how many values between them are expected; more cost another copy.
     """
 
     low: float
     high: float
+    room: int = 1 << 16
     _above: int = 0
     _at_high: list[int] = field(default_factory=list)
-    _inside: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    _inside: list[int] = field(default_factory=list)
     _at_low: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # One buffer for all that is gathered: many small ones between the pieces' own would scatter memory.
+        self._gathered = np.empty(self.room)
+        self._num_gathered = 0
 
     @classmethod
     def around(cls, sample: npt.NDArray[np.float64], num_below: int, size: int) -> Bracket:
@@ -58,20 +65,20 @@ class Bracket:
         first, last = math.floor(num * share - margin), math.ceil(num * share + margin)
         low = float(sample[first]) if first >= 0 else -math.inf
         high = float(sample[last]) if last < num else math.inf
-        return cls(low, high)
+        return cls(low, high, room=min(size, math.ceil(2.5 * margin / num * size)))
 
     def look_at(self, piece: torch.Tensor) -> None:
         """Count what is above and at the two values in a flat float64 piece, and gather what is between."""
         if piece.device.type != "cpu":
             self._above += int((piece > self.high).sum())
             self._at_high.append(int((piece == self.high).sum()))
-            self._inside.append(piece[(piece > self.low) & (piece < self.high)].cpu().numpy())
+            self._gather(piece[(piece > self.low) & (piece < self.high)].cpu().numpy())
             self._at_low.append(int((piece == self.low).sum()))
             return
         array = piece.numpy()
         self._above += int(np.count_nonzero(array > self.high))
         self._at_high.append(int(np.count_nonzero(array == self.high)))
-        self._inside.append(array[(array > self.low) & (array < self.high)])
+        self._gather(array[(array > self.low) & (array < self.high)])
         self._at_low.append(int(np.count_nonzero(array == self.low)) if self.low != self.high else 0)
 
     def find(self, count: int) -> Found | None:
@@ -82,11 +89,22 @@ class Bracket:
         if rank <= (at_high := sum(self._at_high)):
             return Found(self.high, rank, self._at_high)
         rank -= at_high
-        inside = np.concatenate(self._inside)
+        inside = self._gathered[: self._num_gathered]
         if rank <= len(inside):
-            inside.partition(len(inside) - rank)
-            threshold = float(inside[-rank])
-            num_ties = rank - int(np.count_nonzero(inside[len(inside) - rank :] > threshold))
-            return Found(threshold, num_ties, [int(np.count_nonzero(part == threshold)) for part in self._inside])
+            ordered = np.partition(inside, len(inside) - rank)
+            threshold = float(ordered[-rank])
+            num_ties = rank - int(np.count_nonzero(ordered[len(inside) - rank :] > threshold))
+            parts = np.split(inside, np.cumsum(self._inside)[:-1])
+            return Found(threshold, num_ties, [int(np.count_nonzero(part == threshold)) for part in parts])
         rank -= len(inside)
         return Found(self.low, rank, self._at_low) if rank <= sum(self._at_low) else None
+
+    def _gather(self, values: npt.NDArray[np.float64]) -> None:
+        end = self._num_gathered + len(values)
+        if end > len(self._gathered):
+            larger = np.empty(max(end, 2 * len(self._gathered)))
+            larger[: self._num_gathered] = self._gathered[: self._num_gathered]
+            self._gathered = larger
+        self._gathered[self._num_gathered : end] = values
+        self._num_gathered = end
+        self._inside.append(len(values))

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-PIECE_ELEMENTS = 2**17
-"""Elements of a piece on a CPU: 1 MiB as float64, so that the few of one computation stay in the cache."""
+PIECE_ELEMENTS = 2**16
+"""Elements of a piece on a CPU: half a MiB as float64, so that the few of one computation stay in the cache."""
 
 DEVICE_PIECE_ELEMENTS = 2**24
 """Elements of a piece on an accelerator, where a call costs more than the memory."""

@@ -16,7 +16,7 @@ from mango.tensors.pieces import piece_elements, pieces
 _KEY_BITS = 48  # of the 64; what is left orders non-negative doubles into at most 2**15 bins
 _NUM_BINS = 1 << 16
 _SAMPLES = 1 << 15  # at least, and one element of
-_SAMPLED = 128
+_SAMPLED = 256
 _SMALL = 1 << 16  # elements of a tensor that is sorted as a whole
 
 Magnitude = Callable[[list[torch.Tensor], int, int], torch.Tensor]
@@ -150,7 +150,8 @@ class _Magnitudes:
         if self.size <= _SMALL:
             return [Bracket(-math.inf, math.inf) for _ in counts]
         step = min(self.size // _SAMPLES, _SAMPLED) | 1  # odd, so that it does not fall into step with the rows
-        sample = np.sort(self._magnitude([tensor[::step] for tensor in self._flat], 0, step).cpu().numpy())
+        sample = self._magnitude([tensor[::step] for tensor in self._flat], 0, step).cpu().numpy()
+        sample.sort()
         return [Bracket.around(sample, self.size - count, self.size) for count in counts]
 
     def _kept(self, found: Found) -> Kept:

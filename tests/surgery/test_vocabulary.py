@@ -253,7 +253,7 @@ def test_what_cannot_be_transplanted_is_refused(make_model: MakeModel, tmp_path:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["transplant-tokenizer", str(TINY / "code"), str(TINY / "maths-gpt2"), str(tmp_path / "out")]
+    arguments = ["transplant", str(TINY / "code"), str(TINY / "maths-gpt2"), str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
         app.main([*arguments, "--json", "--pad-to-multiple-of", "1000"])
     assert stop.value.code == 0

@@ -71,7 +71,7 @@ def _tensor_problem(name: str, finetuned: OpenedModel, base: OpenedModel) -> lis
     if shapes[0] == shapes[1]:
         return []
     hint = (
-        "; give one of them the other's vocabulary first (mango transplant-tokenizer)" if shapes[0][1:] == shapes[1][1:]
+        "; give one of them the other's vocabulary first (mango transplant)" if shapes[0][1:] == shapes[1][1:]
         else ""
     )  # fmt: skip
     return [f"{name}: {list(shapes[0])} in {finetuned.reference}, {list(shapes[1])} in {base.reference}{hint}"]
