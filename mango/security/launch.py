@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import pathlib
+import stat
 import sys
 
 _NEWNS, _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 0x20000, 1, 2, 4, 32, 4096, 16384, 1 << 18
@@ -54,9 +55,9 @@ def _stage(sources: list[str]) -> list[str] | None:
     mount("none", "/", "none", _REC | _PRIVATE)
     mount("tmpfs", _STAGE, "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
     staged = []
-    for number, (source, descriptor) in enumerate(zip(sources, opened, strict=True)):
+    for number, descriptor in enumerate(opened):
         place = f"{_STAGE}/{number}"
-        if pathlib.Path(source).is_dir():
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # the tmpfs may hide the name
             pathlib.Path(place).mkdir()
         else:
             os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o600))

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mango.checkpoints import make_durable
 from mango.errors import CheckpointError, RegistryError
 from mango.security.signing import SIGNATURE_NAME, verify_folder
 from mango.tracking.environment import quieten
@@ -84,6 +83,8 @@ def store_package(
         check_signature(staging, keys, package)
         if sha256_of(staging / MANIFEST) != sha256:
             raise RegistryError(f"{package / MANIFEST}: changed while it was registered; try again")
+        from mango.checkpoints import make_durable  # torch comes with it
+
         make_durable(staging)
         with contextlib.suppress(FileExistsError):  # another process stored the same bytes first
             _rename_new(staging, target)

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mango.blocks import load_source
+from mango.checkpoints import replace_folder
 from mango.corpus import CorpusParams, corpus_sha256, token_losses
 from mango.errors import EvaluationError
 from mango.evaluation import EvaluateParams, Subjects, bits_per_byte, evaluate_all, nats_per_token, validate
@@ -162,8 +163,8 @@ def test_too_little_text_and_a_lost_curve_are_named(subjects: Subjects, corpus: 
     with pytest.raises(EvaluationError, match=r"fewer than two sequences of 150 tokens for digits, letters"):
         draw_texts(long, PARAMS, make_tokenizer(), 0)
     fused = tmp_path / "fused"
-    shutil.copytree(subjects.fused, fused)
-    (fused / "training.json").unlink()
+    with replace_folder(fused) as new:  # whole, but never trained
+        shutil.copytree(subjects.fused, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training.json"))
     bare = Subjects(fused, subjects.store, Path("nowhere"), Path("nowhere"))
     with pytest.raises(EvaluationError, match=r"training\.json: no training curve .*run train-adapters-and-routers"):
         evaluate_all(bare, corpus, PARAMS, seed=0)
