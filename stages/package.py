@@ -96,7 +96,9 @@ def parent_names(fusion: FusionParams, merge: MergeParams) -> list[str]:
 
     names = {fusion.trunk, *(expert.model for expert in fusion.experts)}
     if MERGED in names:
-        names |= {name for name in merge.to_document().references() if isinstance(name, str)}  # it nests no document
+        for name in merge.to_document().references():
+            assert isinstance(name, str)  # a section of params.yaml names models; it nests no document
+            names.add(name)
     return sorted(names - {MERGED})
 
 

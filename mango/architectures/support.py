@@ -54,9 +54,3 @@ def support(model_type: str) -> Support:
         hint = near(model_type, list(table)) or "."
         raise UnknownNameError(f"unknown model type {model_type!r}{hint} `mango architectures` lists all {len(table)}")
     return table[model_type]
-
-
-def reason_for(model_type: str) -> str:
-    """Return what the table says against a model type, as words that end a message; empty where nothing."""
-    row = support_table().get(model_type)
-    return f" (`mango architectures` on {model_type!r}: {row.reason})" if row is not None and row.reason else ""
