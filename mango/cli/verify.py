@@ -22,6 +22,7 @@ def verify(
     With a key also that its owner signed these files and no others.
     """
     from mango import console
+    from mango.cli.devices import without_bars
     from mango.errors import IntegrityError
     from mango.packaging import examine
     from mango.security.keys import check_public_key, fingerprint
@@ -29,6 +30,7 @@ def verify(
 
     if key is not None:
         check_public_key(key)
+    without_bars()
     found = examine(folder)
     if key is not None:
 
