@@ -7,8 +7,9 @@ from mango.checkpoints.documents import Bounds, parse_json, read_json
 from mango.checkpoints.durable import recover_folder, remove_file, replace_folder, replace_folders, write_file
 from mango.checkpoints.examination import Check, Examination, examine_hashes, examine_model
 from mango.checkpoints.failures import saving
+from mango.checkpoints.hashing import sha256_file
 from mango.checkpoints.headers import TensorInfo
-from mango.checkpoints.manifest import MANIFEST_NAME, sha256_file, verify
+from mango.checkpoints.manifest import MANIFEST_NAME, verify
 from mango.checkpoints.opening import (
     check_tensors,
     open_config,
@@ -27,7 +28,7 @@ from mango.checkpoints.templates import chat_templates, render_template
 from mango.checkpoints.tokenizer_rules import check_tokenizer
 from mango.checkpoints.tokenizers import copy_tokenizer, tokenizer_sha256
 from mango.checkpoints.values import Wrong, check_values, wrong_values
-from mango.checkpoints.vouching import check_hashes
+from mango.checkpoints.vouching import check_hashes, known_sha256
 from mango.checkpoints.writer import TensorSpec, write_tensors
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "examine_hashes",
     "examine_model",
     "free_bytes",
+    "known_sha256",
     "make_durable",
     "only_writer",
     "open_config",

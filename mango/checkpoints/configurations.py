@@ -88,7 +88,7 @@ def is_trusted(folder: Path) -> bool:
         ConfigError: the policy has an error.
         UnsafeFileError: others may write the policy.
     """
-    from mango.checkpoints.manifest import sha256_file
+    from mango.checkpoints.hashing import sha256_file
     from mango.security.policy import Place, Tier, current_policy, tier_of
 
     place = Place(path=folder, weights=tuple(sorted(folder.glob("*.safetensors"))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,10 +12,11 @@ from typing import Any
 
 from mango import security
 from mango.checkpoints.failures import writing
+from mango.checkpoints.hashing import Hasher
 from mango.checkpoints.headers import read_header
-from mango.checkpoints.sealing import remember_sha256, start_writing
+from mango.checkpoints.sealing import remember_hashes, start_writing
 from mango.checkpoints.siblings import FILE_MODE
-from mango.checkpoints.vouching import remember_hash
+from mango.checkpoints.vouching import remember_digests
 from mango.checkpoints.writer import TensorSpec, write_tensors
 from mango.errors import CheckpointError, UnsafeFileError
 
@@ -188,7 +188,7 @@ def scan_if_possible(file: Path) -> dict[str, Any]:
 
 def _write(target: Path, size: int, pieces: Iterator[bytes]) -> None:
     """Write a file of a known size as it comes, hashed on another core meanwhile."""
-    digest = hashlib.sha256()
+    hasher = Hasher()
     position = 0
     pending: Future[None] | None = None
     with target.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
@@ -200,15 +200,15 @@ def _write(target: Path, size: int, pieces: Iterator[bytes]) -> None:
                 view = view[file.write(view) :]
             if pending is not None:
                 pending.result()
-            pending = pool.submit(digest.update, piece)
+            pending = pool.submit(hasher.update, piece)
             start_writing(file.fileno(), position, len(piece))
             position += len(piece)
         if pending is not None:
             pending.result()
     if position != size:
         raise UnsafeFileError(f"{target}: {position} bytes came of {size}")
-    remember_sha256(target, digest.hexdigest())
-    remember_hash(target, digest.hexdigest())
+    remember_hashes(target, hasher.digests())
+    remember_digests(target, hasher.digests())
 
 
 def _accused(scanners: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from filelock import FileLock
 from mango.checkpoints.durable import replace_folder
 from mango.checkpoints.exchange import recover
 from mango.checkpoints.failures import writing
-from mango.checkpoints.manifest import MANIFEST_NAME, sha256_file
+from mango.checkpoints.hashing import sha256_file
+from mango.checkpoints.manifest import MANIFEST_NAME
 from mango.errors import CheckpointError
 
 _LAYOUT_VERSION = 1  # of the converted folder; a change makes new cache entries

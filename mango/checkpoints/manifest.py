@@ -1,8 +1,7 @@
-"""The manifest: the SHA-256 of every file of a folder, written last, so that it also marks the folder as whole."""
+"""The manifest: the hashes of every file of a folder, written last, so that it also marks the folder as whole."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,24 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from mango.checkpoints.documents import Bounds, read_json
-from mango.checkpoints.failures import reading
+from mango.checkpoints.hashing import Digests, hash_file
 from mango.errors import CheckpointError, IntegrityError
 from mango.security.signing import SIGNATURE_NAME
 
 MANIFEST_NAME = "MANIFEST.json"
 FORMAT_VERSION = 1
+_TITLES = {"sha256": "SHA-256", "blake3": "BLAKE3"}
 _BOUNDS = Bounds(64 << 20, 1_000_000, depth=4)
 
 
-def sha256_file(path: Path | str) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
-    path = Path(path)
-    with reading(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def entry_of(digests: Digests, size: int) -> dict[str, Any]:
+    """Return what a manifest says of a file of these hashes and ``size`` bytes."""
+    return {**digests._asdict(), "size": size}
 
 
 def list_files(folder: Path) -> list[str]:
@@ -50,12 +44,12 @@ def list_files(folder: Path) -> list[str]:
 
 
 def manifest_text(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the text of a manifest of these files, ``{name: {"sha256": ..., "size": ...}}``."""
+    """Return the text of a manifest of these files, ``{name: {"blake3": ..., "sha256": ..., "size": ...}}``."""
     return json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return ``{name: {"sha256": ..., "size": ...}}`` of a folder's manifest.
+    """Return ``{name: {"sha256": ..., "size": ...}}`` of a folder's manifest, with ``blake3`` where it has that too.
 
     Raises:
         IntegrityError: there is no manifest, or it is malformed.
@@ -69,11 +63,16 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
             raise IntegrityError(
                 f"{path}: format version {document['format_version']!r}; this version of Mango reads {FORMAT_VERSION}"
             )
-        return {str(n): {"sha256": str(f["sha256"]), "size": int(f["size"])} for n, f in document["files"].items()}
+        return {str(name): _entry(file) for name, file in document["files"].items()}
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, IntegrityError):
             raise
         raise IntegrityError(f"{path}: malformed ({error}); write the folder again") from error
+
+
+def _entry(file: Mapping[str, Any]) -> dict[str, Any]:
+    hashes = {key: str(file[key]) for key in Digests._fields if key == "sha256" or key in file}
+    return {**hashes, "size": int(file["size"])}
 
 
 def verify(folder: Path | str) -> None:
@@ -94,9 +93,19 @@ def verify(folder: Path | str) -> None:
         size = path.stat().st_size
         if size != wanted[name]["size"]:
             raise IntegrityError(f"{path}: {size} bytes; {MANIFEST_NAME} says {wanted[name]['size']}")
-        digest = sha256_file(path)
-        if digest != wanted[name]["sha256"]:
+        compare_hashes(path, hash_file(path), wanted[name])
+
+
+def compare_hashes(path: Path, found: Mapping[str, str] | Digests, wanted: Mapping[str, Any]) -> None:
+    """Refuse a file whose hashes, as far as they were computed, are not those of its entry in the manifest.
+
+    Raises:
+        IntegrityError: one differs.
+    """
+    hashes = found._asdict() if isinstance(found, Digests) else found
+    for key, digest in hashes.items():
+        if key in wanted and digest != wanted[key]:
             raise IntegrityError(
-                f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} says {wanted[name]['sha256'][:12]}...: "
+                f"{path}: {_TITLES[key]} is {digest[:12]}..., {MANIFEST_NAME} says {wanted[key][:12]}...: "
                 "the file was changed or damaged; write the folder again"
             )

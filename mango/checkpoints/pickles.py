@@ -18,9 +18,10 @@ from mango.checkpoints.documents import read_json
 from mango.checkpoints.durable import replace_folder, write_file
 from mango.checkpoints.exchange import recover
 from mango.checkpoints.failures import writing
+from mango.checkpoints.hashing import sha256_file
 from mango.checkpoints.headers import read_header
 from mango.checkpoints.magic import recognise
-from mango.checkpoints.manifest import MANIFEST_NAME, sha256_file
+from mango.checkpoints.manifest import MANIFEST_NAME
 from mango.checkpoints.names import check_inside, is_file_name
 from mango.checkpoints.reader import INDEX_NAME, SINGLE_NAME
 from mango.errors import CheckpointError, IntegrityError, UnsafeFileError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import stat
 import sys
@@ -12,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from mango.checkpoints.manifest import MANIFEST_NAME, list_files, manifest_text
+from mango.checkpoints.hashing import Digests, hash_file
+from mango.checkpoints.manifest import MANIFEST_NAME, entry_of, list_files, manifest_text
 from mango.checkpoints.siblings import FILE_MODE, FOLDER_MODE
 
 CHUNK_BYTES = 1 << 23
@@ -22,13 +22,13 @@ _FEW = 4  # files that are sooner waited for one by one
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 
 _Stamp = tuple[int, int, int, int]
-_known: dict[_Stamp, str] = {}
+_known: dict[_Stamp, Digests] = {}
 """Hashes that were computed while files were written, by what tells whether a file is still the same."""
 
 
-def remember_sha256(path: Path, digest: str) -> None:
-    """Keep the hash of a file that was just written, so that sealing its folder does not read it again."""
-    _known[_stamp(path.stat())] = digest
+def remember_hashes(path: Path, digests: Digests) -> None:
+    """Keep the hashes of a file that was just written, so that sealing its folder does not read it again."""
+    _known[_stamp(path.stat())] = digests
 
 
 def start_writing(descriptor: int, start: int, length: int) -> None:
@@ -59,13 +59,12 @@ def seal(folder: Path) -> None:
     for path in folders:
         path.chmod(FOLDER_MODE)
     if sum(path.stat().st_size for path in places) < THREADS_FROM_BYTES:  # sooner done than threads are there
-        digests = list(map(_sha256, places))
+        digests = list(map(_hash, places))
     else:
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-            digests = list(pool.map(_sha256, places))
+            digests = list(pool.map(_hash, places))
     entries = {
-        name: {"sha256": digest, "size": path.stat().st_size}
-        for name, path, digest in zip(names, places, digests, strict=True)
+        name: entry_of(found, path.stat().st_size) for name, path, found in zip(names, places, digests, strict=True)
     }
     manifest = folder / MANIFEST_NAME
     manifest.write_text(manifest_text(entries), encoding="utf-8")
@@ -97,16 +96,14 @@ def _stamp(found: os.stat_result) -> _Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _sha256(path: Path) -> str:
+def _hash(path: Path) -> Digests:
     with path.open("rb", buffering=0) as file:
         found = os.fstat(file.fileno())
         if found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != FILE_MODE:
             os.fchmod(file.fileno(), FILE_MODE)
         start_writing(file.fileno(), 0, 0)
         known = _known.pop(_stamp(found), None)
-        if known is not None:
-            return known
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path) if known is None else known
 
 
 def _make_durable(path: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mango.checkpoints.durable import recover_folder
 from mango.checkpoints.gguf import convert_gguf
-from mango.checkpoints.manifest import sha256_file
+from mango.checkpoints.hashing import sha256_file
 from mango.checkpoints.pickles import SIDE_FILES, SUFFIXES, convert_pickles, pickled_weights
 from mango.config import Frozen
 from mango.errors import CheckpointError, UnsafeFileError

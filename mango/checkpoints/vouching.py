@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mango.checkpoints.failures import reading
-from mango.checkpoints.manifest import MANIFEST_NAME, list_files, read_manifest, sha256_file
+from mango.checkpoints.hashing import Digests, blake3_file, hash_file, sha256_file
+from mango.checkpoints.manifest import MANIFEST_NAME, compare_hashes, list_files, read_manifest
 from mango.errors import IntegrityError
 
 _SMALL_BYTES = 1 << 22
 _Identity = tuple[int, int, int, int, int]
-_known: dict[_Identity, str] = {}
-"""SHA-256 of files hashed in this process, by what changes when a file does: device, inode, size, both times."""
+_known: dict[_Identity, dict[str, str]] = {}
+"""Hashes of files that this process has read, by what changes when a file does: device, inode, size, both times."""
 _lock = threading.Lock()
 
 
@@ -54,17 +55,15 @@ def checked_hashes(folder: Path | str) -> Iterator[None]:
             raise IntegrityError(f"{path}: {before[path][2]} bytes; {MANIFEST_NAME} says {wanted['size']}")
     small = [path for path in entries if before[path][2] <= _SMALL_BYTES]
     for path in small:
-        _compare(path, before[path], entries[path]["sha256"])
-    large = [path for path in entries if before[path][2] > _SMALL_BYTES and _known.get(before[path]) is None]
+        _compare(path, before[path], entries[path])
+    large = [path for path in entries if before[path][2] > _SMALL_BYTES and before[path] not in _known]
     for path in set(entries) - set(small) - set(large):
-        _compare(path, before[path], entries[path]["sha256"])
+        _compare(path, before[path], entries[path])
     if not large:
         yield
     else:
         with ThreadPoolExecutor(min(len(large), os.cpu_count() or 1), "mango-hash") as pool:
-            jobs: list[Future[None]] = [
-                pool.submit(_compare, path, before[path], entries[path]["sha256"]) for path in large
-            ]
+            jobs: list[Future[None]] = [pool.submit(_compare, path, before[path], entries[path]) for path in large]
             try:
                 yield
             except BaseException:
@@ -84,10 +83,26 @@ def forget() -> None:
         _known.clear()
 
 
-def remember_hash(path: Path, digest: str) -> None:
-    """Keep the hash of a file that this process has just written whole, so that opening it does not read it again."""
+def remember_digests(path: Path, digests: Digests) -> None:
+    """Keep the hashes of a file that this process has just written or read whole, so that none reads it again."""
     with _lock:
-        _known[_identity(path)] = digest
+        _known[_identity(path)] = digests._asdict()
+
+
+def known_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, from memory where this process has hashed the file and nothing changed it since.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    identity = _identity(path)
+    found = _known.get(identity, {}).get("sha256")
+    if found is None:
+        digests = hash_file(path)
+        found = digests.sha256
+        if _identity(path) == identity:
+            remember_digests(path, digests)
+    return found
 
 
 def _vouched(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -117,15 +132,12 @@ def _identity(path: Path) -> _Identity:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _compare(path: Path, identity: _Identity, wanted: str) -> None:
-    digest = _known.get(identity)
-    if digest is None:
-        digest = sha256_file(path)
+def _compare(path: Path, identity: _Identity, wanted: Mapping[str, Any]) -> None:
+    key, compute = ("blake3", blake3_file) if "blake3" in wanted else ("sha256", sha256_file)
+    found = _known.get(identity, {})
+    if key not in found:
+        found = {**found, key: compute(path)}
         if _identity(path) == identity:
             with _lock:
-                _known[identity] = digest
-    if digest != wanted:
-        raise IntegrityError(
-            f"{path}: SHA-256 is {digest[:12]}..., {MANIFEST_NAME} says {wanted[:12]}...: "
-            "the file was changed or damaged; write the folder again"
-        )
+                _known[identity] = found
+    compare_hashes(path, found, wanted)

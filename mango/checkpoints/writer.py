@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,9 +16,10 @@ import torch
 
 from mango.checkpoints.durable import write_file
 from mango.checkpoints.failures import writing
+from mango.checkpoints.hashing import Digests, Hasher
 from mango.checkpoints.reader import INDEX_NAME, SINGLE_NAME
 from mango.checkpoints.room import check_room
-from mango.checkpoints.sealing import CHUNK_BYTES, THREADS_FROM_BYTES, remember_sha256, start_writing
+from mango.checkpoints.sealing import CHUNK_BYTES, THREADS_FROM_BYTES, remember_hashes, start_writing
 from mango.errors import CheckpointError
 from mango.tensors import DTYPES, item_bytes, torch_dtype
 
@@ -186,7 +186,7 @@ def _write_shard(file: Path, specs: Sequence[TensorSpec], produce: Produce, meta
                 raise CheckpointError(
                     f"{file}: {spec.name!r} was produced with {written} elements or more, not {spec.num_elements}"
                 )
-    remember_sha256(file, hashed.hexdigest())
+    remember_hashes(file, hashed.digests())
 
 
 class _HashedFile:
@@ -200,7 +200,7 @@ class _HashedFile:
     def __init__(self, stream: FileIO, pool: ThreadPoolExecutor) -> None:
         self._stream = stream
         self._pool = pool
-        self._digest = hashlib.sha256()
+        self._hasher = Hasher()
         self._position = 0
         self._begun = 0
 
@@ -208,9 +208,9 @@ class _HashedFile:
         """Write and hash all of ``data``; the disk begins as soon as there is enough for it."""
         if len(data) < THREADS_FROM_BYTES:  # sooner done than a thread has begun
             self._write(data)
-            self._digest.update(data)
+            self._hasher.update(data)
             return
-        hashed = self._pool.submit(self._digest.update, data)
+        hashed = self._pool.submit(self._hasher.update, data)
         try:
             self._write(data)
         finally:
@@ -226,9 +226,9 @@ class _HashedFile:
                 start_writing(self._stream.fileno(), self._begun, self._position - self._begun)
                 self._begun = self._position
 
-    def hexdigest(self) -> str:
-        """Return the SHA-256 of everything written."""
-        return self._digest.hexdigest()
+    def digests(self) -> Digests:
+        """Return the hashes of everything written."""
+        return self._hasher.digests()
 
 
 def _as_bytes(piece: torch.Tensor) -> memoryview:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 import torch
 
 from mango.checkpoints import TensorSpec
-from mango.checkpoints.sealing import remember_sha256, start_writing
+from mango.checkpoints.hashing import Hasher
+from mango.checkpoints.sealing import remember_hashes, start_writing
 from mango.checkpoints.writer import shard_header
 from mango.merging.journal import Journal, Mark
 
@@ -36,7 +36,7 @@ class Shard:
         self._specs = specs
         self._journal = journal
         self._hashing = hashing
-        self._digest = hashlib.sha256()
+        self._hasher = Hasher()
         self._position = 0
         self._started = 0
         self._batch: list[torch.Tensor | int] = []
@@ -50,7 +50,7 @@ class Shard:
         if self._position == 0:
             os.ftruncate(self._descriptor, size)  # the plan has asked for room; reserving it now would slow every write
             self._write([memoryview(header)])
-            self._digest.update(header)
+            self._hasher.update(header)
 
     def _resume(self, header: bytes, size: int) -> int:
         """Hash what an earlier run has written, up to the last mark that is true, and return the tensors done."""
@@ -59,23 +59,23 @@ class Shard:
             return 0
         if os.pread(self._descriptor, len(header), 0) != header:
             return 0
-        position, digest, true = 0, hashlib.sha256(), None
+        position, hasher, true = 0, Hasher(), None
         for mark in marks:
             while position < mark.position:
                 read = os.pread(self._descriptor, min(_READ_BYTES, mark.position - position), position)
                 if not read:
                     return self._take(true)
-                digest.update(read)
+                hasher.update(read)
                 position += len(read)
-            if digest.hexdigest() != mark.sha256:
+            if hasher.sha256() != mark.sha256:
                 break
-            true = (mark, digest.copy())
+            true = (mark, hasher.copy())
         return self._take(true)
 
-    def _take(self, true: tuple[Mark, hashlib._Hash] | None) -> int:
+    def _take(self, true: tuple[Mark, Hasher] | None) -> int:
         if true is None:
             return 0
-        mark, self._digest = true
+        mark, self._hasher = true
         self._position = self._started = mark.position
         return mark.num_tensors
 
@@ -118,10 +118,10 @@ class Shard:
     def _hash(self, parts: list[memoryview | int], position: int) -> None:
         for part in parts:
             if not isinstance(part, int):
-                self._digest.update(part)
+                self._hasher.update(part)
                 position += len(part)
             elif time.monotonic() - self._marked_s > _MARK_SECONDS or part == len(self._specs):
-                self._journal.add(self.file.name, Mark(part, position, self._digest.copy().hexdigest()))
+                self._journal.add(self.file.name, Mark(part, position, self._hasher.sha256()))
                 self._marked_s = time.monotonic()
 
     def _wait(self) -> None:
@@ -134,7 +134,7 @@ class Shard:
         self._flush()
         self._wait()
         os.close(self._descriptor)
-        remember_sha256(self.file, self._digest.hexdigest())
+        remember_hashes(self.file, self._hasher.digests())
 
     def abandon(self) -> None:
         """Close the file after an error."""

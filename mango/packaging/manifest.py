@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
-from mango.checkpoints import MANIFEST_NAME, sha256_file
+from mango.checkpoints import MANIFEST_NAME, known_sha256
 from mango.config import Frozen
 from mango.errors import PackagingError
 from mango.evaluation.schema import Evaluation, Headline, System
@@ -207,7 +207,7 @@ def verify_package(folder: Path) -> PackageManifest:
         size = path.stat().st_size
         if size != wanted.bytes:
             raise PackagingError(f"{path}: {size} bytes, {MANIFEST_FILE} says {wanted.bytes}; build the package again")
-        digest = sha256_file(path)
+        digest = known_sha256(path)
         if digest != wanted.sha256:
             raise PackagingError(
                 f"{path}: was changed: its SHA-256 is {digest[:12]}..., {MANIFEST_FILE} says {wanted.sha256[:12]}...; "

@@ -17,12 +17,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mango.checkpoints import (
+    MANIFEST_NAME,
     Checkpoint,
     check_hashes,
     check_values,
     open_config,
     open_model,
     replace_folder,
+    verify,
     wrong_values,
 )
 from mango.checkpoints.headers import read_header
@@ -161,7 +163,7 @@ def test_a_flipped_bit_is_found_at_load_even_when_the_time_is_set_back(model: Pa
     file.write_bytes(content)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     for opened in (open_model, Checkpoint.open, check_hashes, open_config):
-        with pytest.raises(IntegrityError, match=r"model\.safetensors: SHA-256 is"):
+        with pytest.raises(IntegrityError, match=r"model\.safetensors: BLAKE3 is"):
             opened(model)
 
 
@@ -169,13 +171,35 @@ def test_a_file_is_hashed_once_in_a_process(model: Path, monkeypatch: pytest.Mon
     from mango.checkpoints import vouching
 
     hashed: list[str] = []
-    real = vouching.sha256_file
-    monkeypatch.setattr(vouching, "sha256_file", lambda path: hashed.append(path.name) or real(path))
+    real = vouching.blake3_file
+    monkeypatch.setattr(vouching, "blake3_file", lambda path: hashed.append(path.name) or real(path))
     open_model(model)
     assert sorted(hashed) == ["config.json", "generation_config.json", "model.safetensors"]
     open_model(model)
     Checkpoint.open(model)
     assert len(hashed) == 3
+
+
+def test_a_manifest_of_sha256_alone_still_vouches_and_either_hash_can_refuse(model: Path) -> None:
+    manifest = model / MANIFEST_NAME
+    whole = json.loads(manifest.read_text())
+    for key in ("blake3", "sha256"):
+        wrong = json.loads(manifest.read_text())
+        wrong["files"]["model.safetensors"][key] = "0" * 64
+        manifest.write_text(json.dumps(wrong))
+        with pytest.raises(IntegrityError, match=r"model\.safetensors: (BLAKE3|SHA-256) is .* says 000000000000"):
+            verify(model)
+        manifest.write_text(json.dumps(whole))
+    for entry in whole["files"].values():
+        del entry["blake3"]
+    manifest.write_text(json.dumps(whole))
+    verify(model)
+    open_model(model)
+    data = bytearray((model / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (model / "model.safetensors").write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"model\.safetensors: SHA-256 is"):
+        open_model(model)
 
 
 def test_files_that_come_go_or_are_a_models_inside_an_output(tmp_path: Path, model: Path) -> None:
