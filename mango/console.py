@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from mango.errors import printable
+
 T = TypeVar("T")
 
 
 def note(message: str) -> None:
     """Write one line for a person to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def error(problem: BaseException | str) -> None:
@@ -27,7 +29,7 @@ def error(problem: BaseException | str) -> None:
 
 def result(text: str) -> None:
     """Write a result to stdout."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def result_json(value: Any) -> None:

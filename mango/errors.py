@@ -7,8 +7,20 @@ exits with 2; ``--debug`` shows the traceback.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Return text whose control characters, which could command a terminal, are shown as escapes; lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
+
+
 class MangoError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base of all errors that a user can act on; a message that quotes a stranger's words cannot command a terminal."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(MangoError, ValueError):
@@ -19,7 +31,7 @@ class UnknownNameError(MangoError, KeyError):
     """A name is in no registry; the message lists near names and all known ones."""
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+        return printable(str(self.args[0])) if self.args else ""
 
 
 class CheckpointError(MangoError):

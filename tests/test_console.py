@@ -69,3 +69,11 @@ def test_a_bar_does_not_hide_the_error_that_stopped_it(
     with pytest.raises(ConfigError, match="stop"):
         list(console.progress(failing(), "blocks", 1))
     assert capsys.readouterr().err.endswith("\n")
+
+
+def test_a_stranger_s_words_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note("name \x1b[2J")
+    console.result(console.table([["\x1b]0;owned\x07", 1]], ["name", "size"]))
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.err + shown.out
+    assert r"\x1b[2J" in shown.err

@@ -35,3 +35,11 @@ def test_the_tree_and_a_docstring_for_each_error() -> None:
 def test_a_missing_name_reads_as_a_sentence() -> None:
     assert str(errors.UnknownNameError("unknown router 'x'")) == "unknown router 'x'"
     assert str(errors.UnknownNameError()) == ""
+
+
+def test_a_quoted_word_cannot_command_a_terminal() -> None:
+    hostile = "tensor '\x1b]0;owned\x07\x9b2J\u202e\udcff':\nnext line"
+    shown = r"tensor '\x1b]0;owned\x07\x9b2J\u202e\udcff':" + "\nnext line"
+    for kind in (errors.CheckpointError, errors.ConfigError, errors.UnknownNameError):
+        assert str(kind(hostile)) == shown
+    assert errors.printable("Grüße, 你好") == "Grüße, 你好"

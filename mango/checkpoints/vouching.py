@@ -16,6 +16,7 @@ from mango.checkpoints.manifest import MANIFEST_NAME, compare_hashes, list_files
 from mango.errors import IntegrityError
 
 _SMALL_BYTES = 1 << 22
+_PACKAGE_NAME = "mango.json"  # stands in packages, which are never without a manifest
 _Identity = tuple[int, int, int, int, int]
 _known: dict[_Identity, dict[str, str]] = {}
 """Hashes of files that this process has read, by what changes when a file does: device, inode, size, both times."""
@@ -25,11 +26,12 @@ _lock = threading.Lock()
 def check_hashes(folder: Path | str) -> None:
     """Check every file of a folder against its manifest, unless this process has done so and no file has changed.
 
-    A folder without a manifest is no output of Mango, and nothing vouches for it: it passes. A folder inside an
-    output, such as one model of several, is checked against the output's manifest.
+    A folder without a manifest is no output of Mango, and nothing vouches for it: it passes, unless it is a package,
+    whose manifest is then gone. A folder inside an output, such as one model of several, is checked
+    against the output's manifest.
 
     Raises:
-        IntegrityError: a file is missing, surplus, or differs from its hash; the message names it.
+        IntegrityError: the manifest is gone, or a file is missing, surplus, or differs from its hash; it is named.
         CheckpointError: a file cannot be read, or something in the folder is no plain file.
     """
     with checked_hashes(folder):
@@ -112,6 +114,11 @@ def _vouched(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     if not (folder / MANIFEST_NAME).is_file():
         home, prefix = folder.parent, f"{folder.name}/"
         if not (home / MANIFEST_NAME).is_file():
+            if (folder / _PACKAGE_NAME).exists():
+                raise IntegrityError(
+                    f"{folder}: is a package, it holds {_PACKAGE_NAME}, but its {MANIFEST_NAME}, which vouches for "
+                    "every file, is gone; bring the package back or build it again"
+                )
             return
     wanted = {
         name.removeprefix(prefix): entry for name, entry in read_manifest(home).items() if name.startswith(prefix)

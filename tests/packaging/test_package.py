@@ -227,3 +227,12 @@ def test_code_inside_a_package_is_never_run(fused: Path, facts: dict[str, Any]) 
     package = build_package(fused, fused.parent / "package", **facts)
     with pytest.raises(UnsafeFileError, match=r"config\.json: auto_map chooses code"):
         open_package(package)
+
+
+def test_a_package_whose_manifest_is_gone_opens_nowhere(package: Path) -> None:
+    from mango.checkpoints import open_model
+
+    (package / "MANIFEST.json").unlink()
+    for opened in (open_package, open_model):
+        with pytest.raises(IntegrityError, match=r"package: is a package.*MANIFEST\.json, which vouches .* is gone"):
+            opened(package)

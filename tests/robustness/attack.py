@@ -1,4 +1,4 @@
-"""Malicious checkpoints at every tier: nothing may run outside the sandbox, and nothing may get out of it.
+"""Malicious checkpoints and packages at every tier: nothing may run outside the sandbox, and nothing may get out of it.
 
     python -m tests.robustness.attack
 
@@ -21,13 +21,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mango.checkpoints import ModelSource, open_config, resolve
 from mango.errors import MangoError
 from mango.security import Limits, Policy, Tier
+from tests.robustness import attack_packages
 from tests.robustness.attack_files import CONFIG, FILES
+from tests.robustness.attack_packages import PACKAGES
 from tests.robustness.attack_payloads import DEADLY, INSIDE, source
 
 LIMIT_S = 6.0
@@ -101,6 +104,11 @@ def open_it(path: Path, cache: Path, tier: Tier) -> str:
     return "opened " + " ".join(p.read_text(errors="replace") for p in folder.glob("*.json"))
 
 
+def open_package(path: Path, cache: Path, tier: Tier) -> str:
+    """Look at a package, open it as a package and as a model; return what came of it."""
+    return "\n".join([*attack_packages.open_it(path), open_it(path, cache, tier)])
+
+
 def judge(ground: Ground, said: str, seconds: float, *, must_run: bool) -> str:
     """Return ``held``, or what went wrong."""
     effects = ground.effects()
@@ -137,20 +145,24 @@ def run(root: Path, chosen: set[str] | None = None) -> list[dict[str, Any]]:
                 content = pickle.dumps({"state_dict": Runs(source(body, ground.names))})
                 (folder / "pytorch_model.bin").write_bytes(content)
                 rows.append(_row(ground, folder, tier, name, must_run=tier is Tier.UNKNOWN and kind == "inside"))
-            for name, make in FILES.items():
+            for name, make in (FILES | PACKAGES).items():
                 if chosen is not None and name not in chosen:
                     continue
                 path = make(root / f"{tier}-{name}", ground.names)
                 ground.effects()
-                rows.append(_row(ground, path, tier, name, must_run=False))
+                use = open_package if name in PACKAGES else open_it
+                rows.append(_row(ground, path, tier, name, must_run=False, use=use))
     finally:
+        attack_packages.forget_the_honest_one()
         Limits.for_file = own  # type: ignore[method-assign]
     return rows
 
 
-def _row(ground: Ground, path: Path, tier: Tier, name: str, *, must_run: bool) -> dict[str, Any]:
+def _row(
+    ground: Ground, path: Path, tier: Tier, name: str, *, must_run: bool, use: Callable[..., str] = open_it
+) -> dict[str, Any]:
     start = time.monotonic()
-    said = open_it(path, ground.root / "cache", tier)
+    said = use(path, ground.root / "cache", tier)
     seconds = time.monotonic() - start
     verdict = judge(ground, said, seconds, must_run=must_run)
     return {"tier": tier.value, "attack": name, "verdict": verdict, "seconds": round(seconds, 2), "said": said[-300:]}

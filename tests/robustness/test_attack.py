@@ -11,7 +11,8 @@ SOME = [
     "connect-tcp", "connect-abstract", "io_uring", "user-namespace", "ptrace", "setuid", "memory-bomb", "thread-bomb",
     "shared-memory-bomb", "other-abi", "huge-file", "terminal-escapes", "call-beside-tensors", "zip-bomb",
     "tar-with-links", "weights-that-are-a-pipe", "index-that-climbs", "code-by-auto-map", "pickle-called-safetensors",
-    "endless-chat-template",
+    "endless-chat-template", "package-with-code-by-auto-map", "package-with-a-fused-model-of-nothing",
+    "package-with-words-for-the-terminal",
 ]  # fmt: skip
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import pickle
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import torch
 from mango.checkpoints import convert_pickles
 from mango.errors import CheckpointError, UnsafeFileError
 from mango.security import Limits, Tier, parts, run, sandbox, syscalls
+from tests.robustness.attack import Runs
 
 
 @pytest.fixture
@@ -95,3 +100,32 @@ def test_a_child_that_takes_too_long_is_ended(file: Path) -> None:
 def test_only_plain_files_are_taken(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no plain file"):
         run("scan", tmp_path)
+
+
+def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "endless.pt"
+    file.write_bytes(pickle.dumps({"state_dict": Runs("while True: pass")}))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from mango.security import run; run('load', sys.argv[1])", str(file)],
+        stdout=subprocess.DEVNULL,
+    )
+
+    def children() -> list[int]:
+        """Return the processes that have the file's folder in view by name, but the parent itself."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{tmp_path}".encode() in (path / "cmdline").read_bytes():
+                    found.append(int(path.name))
+        return [number for number in found if number != parent.pid]
+
+    def wait_for(wanted: bool) -> None:
+        end = time.monotonic() + 60
+        while bool(children()) != wanted:
+            assert time.monotonic() < end, children()
+            time.sleep(0.02)
+
+    wait_for(True)
+    parent.kill()
+    parent.wait()
+    wait_for(False)
