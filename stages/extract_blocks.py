@@ -41,7 +41,8 @@ def extract_blocks(stage: Stage) -> Mapping[str, float]:
         stage.log_gate(report)
         report.raise_if_failed()
 
-    store = extract(stage.params.models, STORE, stage.params.extract.mode, check=check)
+    # The table reads every weight, so that hashes cost little: the store can be checked wherever it is taken.
+    store = extract(stage.params.models, STORE, stage.params.extract.mode, hashed=True, check=check)
     write_file(TABLE, candidate.read_bytes())
     remove_file(candidate)
     blocks = [block for model in store.manifest.models.values() for block in model.blocks]

@@ -9,15 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-# Words of transformers' own vocabulary of layer types, in the order in which they are looked for.
-_KINDS = (
-    ("sliding", re.compile(r"sliding|local|window|swa")),
-    ("chunked", re.compile(r"chunked")),
-    ("linear", re.compile(r"linear|delta|gated_?net|rwkv|lightning|retention|kda")),
-    ("ssm", re.compile(r"mamba|ssm|recurrent|lstm|mixer2|rglru")),
-    ("conv", re.compile(r"conv")),
-    ("full", re.compile(r"full|global|attention|hybrid|sparse|compressed|mla")),
-)
+from mango.architectures.kinds import LAYER_TYPES, declared_kinds
+
 _MIXERS = (
     ("ssm", re.compile(r"mamba|ssm|recurrent|lstm|rglru|slstm|mlstm", re.IGNORECASE)),
     ("linear", re.compile(r"deltanet|linearattention|rwkv|lightningattention|retention|fourier", re.IGNORECASE)),
@@ -50,13 +43,8 @@ def _refined(kind: str, block: nn.Module) -> str:
 
 
 def _declared(config: PretrainedConfig, count: int) -> list[str] | None:
-    for name in ("layer_types", "layers_block_type"):
-        kinds = getattr(config, name, None)
-        if isinstance(kinds, list | tuple) and len(kinds) == count:
-            found = [next((kind for kind, words in _KINDS if words.search(str(item).lower())), None) for item in kinds]
-            if all(found):
-                return [str(kind) for kind in found]
-    return None
+    found = (declared_kinds(getattr(config, name, None), count) for name in LAYER_TYPES)
+    return next((kinds for kinds in found if kinds is not None), None)
 
 
 def _observed(block: nn.Module) -> str:

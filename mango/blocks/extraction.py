@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os.path
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mango.blocks.layout import Layout, Plan, fill_layout, plan_layout
-from mango.blocks.manifest import Manifest, StoredBlock, StoredModel, StoredTensor
-from mango.blocks.mapped import hash_tensors, map_tensors
+from mango.architectures.screening import screen, screen_tensors
+from mango.blocks.identity import check_vouched, identify
+from mango.blocks.manifest import MANIFEST_FILE, Manifest, StoredBlock, StoredModel, StoredTensor
 from mango.blocks.params import Mode
-from mango.blocks.store import MANIFEST_FILE, BlockStore
+from mango.blocks.quick import Layout, quick_layout
 from mango.checkpoints import (
     Checkpoint,
     ModelSource,
     TensorInfo,
-    TensorSpec,
+    check_hashes,
     copy_tokenizer,
+    read_configuration,
     replace_folder,
     resolve,
     tokenizer_sha256,
     write_file,
-    write_tensors,
 )
 from mango.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
+    from mango.blocks.layout import Plan
+    from mango.blocks.store import BlockStore
+
 _log = logging.getLogger(__name__)
+CONFIG_NAME = "config.json"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
@@ -42,17 +50,22 @@ def extract(
     out: Path | str,
     mode: Mode,
     *,
+    hashed: bool = False,
     check: Callable[[BlockStore], None] | None = None,
 ) -> BlockStore:
     """Find the blocks of models and write a block store of them.
 
-    The store takes the place of an older one in one step, when it is whole.
+    The store takes the place of an older one in one step, when it is whole. In mode ``reference`` only headers are
+    read: the store notes each file's size, times and inode, and refuses a block whose file has changed; its hash is
+    taken when it is asked for.
 
     Args:
         models: where each model is, by a name of letters, digits, dots, dashes and underscores.
         out: folder of the store.
-        mode: ``reference`` records byte ranges in the models' own files, so a block costs its hash; ``copy`` writes
-            each model into the store as an ordinary model folder.
+        mode: ``reference`` records byte ranges in the models' own files; ``copy`` writes each model into the store as
+            an ordinary model folder.
+        hashed: in mode ``reference`` too, read every block now and note its hash, so that the store says what it holds
+            on another machine as well.
         check: called with the finished store before it takes its place; when it raises, the older store stays.
 
     Returns:
@@ -70,26 +83,38 @@ def extract(
         if not _MODEL_NAME.fullmatch(name):
             raise ConfigError(f"models.{name}: wanted a name of letters, digits, dots, dashes and underscores")
     with replace_folder(out) as folder:
-        stored = {name: _extract_model(name, source, folder, out, mode) for name, source in sorted(models.items())}
-        text = Manifest(models=stored).model_dump_json(indent=1) + "\n"
-        write_file(folder / MANIFEST_FILE, text)
+        stored = {
+            name: _extract_model(name, source, folder, out, mode, hashed=hashed)
+            for name, source in sorted(models.items())
+        }
+        manifest = Manifest(models=stored)
+        write_file(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
         if check is not None:
-            check(BlockStore.open(folder))
-    return BlockStore.open(out)
+            check(_opened(folder))
+    return _opened(out)
 
 
-def _extract_model(name: str, source: ModelSource, folder: Path, out: Path, mode: Mode) -> StoredModel:
+def _opened(folder: Path) -> BlockStore:
+    from mango.blocks.store import BlockStore
+
+    return BlockStore.open(folder)
+
+
+def _extract_model(name: str, source: ModelSource, folder: Path, out: Path, mode: Mode, *, hashed: bool) -> StoredModel:
     home = resolve(source)
-    checkpoint = Checkpoint.open(home)
-    plan = plan_layout(checkpoint)
+    screen(read_configuration(home), str(home / CONFIG_NAME))
+    checkpoint = Checkpoint.open_unhashed(home)
+    screen_tensors(checkpoint.config(), {info.name: info.shape for info in checkpoint.infos()}, str(home))
+    check_vouched(home)
     # Paths of the project move with it; downloads, conversions and folders given from the root stay where they are.
     relative = home == Path(source.source) and not home.is_absolute()
-    computed: dict[str, TensorInfo] = {}
-    if mode == "copy" or plan.conversions:
-        _write(checkpoint, plan, folder / name, whole=mode == "copy")
-        written = Checkpoint.open(folder / name)
-        computed = {info.name: info for info in written.infos()}
-    layout = fill_layout(plan, computed, str(home))
+    layout = None if mode == "copy" else quick_layout(checkpoint)
+    watched = layout is None
+    if layout is None:
+        layout, computed = _watched(checkpoint, folder / name, whole=mode == "copy")
+        hashed = hashed or computed
+    if hashed:
+        check_hashes(home)
 
     def place(path: Path) -> str:
         if path.is_relative_to(folder):
@@ -98,7 +123,7 @@ def _extract_model(name: str, source: ModelSource, folder: Path, out: Path, mode
 
     # The new folder lies beside the old one, so relative names lead to the same files from both.
     blocks = tuple(
-        _block(folder, f"block {index} of {name!r}", index, class_name, tensors, layout, place)
+        _block(folder, f"block {index} of {name!r}", index, class_name, tensors, layout, place, hashed=hashed)
         for index, (class_name, tensors) in enumerate(layout.blocks)
     )
     edges = _stored(layout.edges, place)
@@ -114,8 +139,25 @@ def _extract_model(name: str, source: ModelSource, folder: Path, out: Path, mode
         tokenizer_sha256=tokenizer_sha256(home),
         blocks=blocks,
         edges=edges,
-        edges_sha256=hash_tensors(map_tensors(folder, edges, owner=f"the edges of {name!r}")),
+        edges_sha256=_hash(folder, edges, f"the edges of {name!r}", "") if hashed else None,
+        watched=watched,
+        files=() if hashed else identify(checkpoint.files(), home, place),
     )
+
+
+def _watched(checkpoint: Checkpoint, target: Path, *, whole: bool) -> tuple[Layout, bool]:
+    """Return the layout that watching the model gives, and whether tensors were written for it."""
+    from mango.blocks.layout import fill_layout, plan_layout
+
+    plan = plan_layout(checkpoint)
+    computed: dict[str, TensorInfo] = {}
+    if whole or plan.conversions:
+        if whole:
+            check_hashes(checkpoint.folder)
+        _write(checkpoint, plan, target, whole=whole)
+        written = Checkpoint.open(target)
+        computed = {info.name: info for info in written.infos()}
+    return fill_layout(plan, computed, str(checkpoint.folder)), bool(computed)
 
 
 def _stored(tensors: Mapping[str, TensorInfo], place: Callable[[Path], str]) -> tuple[StoredTensor, ...]:
@@ -133,22 +175,31 @@ def _block(
     tensors: Mapping[str, TensorInfo],
     layout: Layout,
     place: Callable[[Path], str],
+    *,
+    hashed: bool,
 ) -> StoredBlock:
     stored = _stored(tensors, place)
-    mapped = map_tensors(folder, stored, owner=owner)
-    prefix = layout.components.block_prefix(index)
     return StoredBlock(
         index=index,
         class_name=class_name,
-        num_parameters=sum(tensor.numel() for tensor in mapped.values()),
+        num_parameters=sum(math.prod(at.shape) for at in stored),
         num_bytes=sum(at.end - at.start for at in stored),
-        sha256=hash_tensors({key.removeprefix(prefix): tensor for key, tensor in mapped.items()}),
+        sha256=_hash(folder, stored, owner, layout.components.block_prefix(index)) if hashed else None,
         tensors=stored,
     )
 
 
+def _hash(folder: Path, stored: tuple[StoredTensor, ...], owner: str, prefix: str) -> str:
+    from mango.blocks.mapped import hash_tensors, map_tensors
+
+    mapped = map_tensors(folder, stored, owner=owner)
+    return hash_tensors({key.removeprefix(prefix): tensor for key, tensor in mapped.items()})
+
+
 def _write(checkpoint: Checkpoint, plan: Plan, target: Path, *, whole: bool) -> None:
     """Write the tensors that have to be computed; or the whole model, as an ordinary folder of its own."""
+    from mango.checkpoints import TensorSpec, write_tensors
+
     target.mkdir()
     places = plan.places if whole else {}
     makers = {name: conversion for conversion in plan.conversions for name in conversion.shapes}

@@ -11,26 +11,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap, build_meta, describe
+from mango.architectures.screening import unknown_type
 from mango.blocks.conversion import Conversion, plan
+from mango.blocks.quick import Layout
 from mango.checkpoints import Checkpoint, TensorInfo
 from mango.errors import ArchitectureError, CheckpointError
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tensors of one checkpoint lie, by their names in the model.
-
-    Args:
-        components: map of the model's parts.
-        blocks: for each block, its class and its tensors by full name, sorted.
-        edges: everything else by full name, sorted.
-    """
-
-    components: ComponentMap
-    blocks: tuple[tuple[str, dict[str, TensorInfo]], ...]
-    edges: dict[str, TensorInfo]
 
 
 @dataclass(frozen=True)
@@ -65,10 +52,7 @@ def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
     """
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ArchitectureError(
-            f"{where}: model type {model_type!r} is unknown to the installed transformers; wanted one of its "
-            f"{len(list(CONFIG_MAPPING.keys()))} types (models that bring their own code are not run)"
-        )
+        raise unknown_type(model_type, where, sorted(CONFIG_MAPPING.keys()))
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(raw))
     except (TypeError, ValueError, LookupError, AttributeError, StrictDataclassError) as error:

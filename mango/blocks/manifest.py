@@ -10,7 +10,8 @@ from mango.architectures import ComponentMap
 from mango.blocks.params import Mode
 from mango.config import Frozen
 
-FORMAT_VERSION: Literal[1] = 1
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION: Literal[2] = 2
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -34,6 +35,29 @@ class StoredTensor(Frozen):
     end: int = Field(ge=0)
 
 
+class StoredFile(Frozen):
+    """A weight file as extraction found it; what tells whether it still is the same without reading it.
+
+    Args:
+        file: the safetensors file: absolute, or relative to the store's folder.
+        size: its size in bytes.
+        modified_ns: when its content was last changed, in nanoseconds since 1970.
+        changed_ns: when its content, name or rights were last changed, likewise; no program can set it.
+        inode: its number in the file system.
+        header_sha256: hash of its safetensors header.
+        sha256: hash of the whole file, where the source itself says it (a manifest of Mango's, the Hub's cache); None
+            where nothing does.
+    """
+
+    file: str
+    size: int = Field(ge=0)
+    modified_ns: int
+    changed_ns: int
+    inode: int
+    header_sha256: str = Sha256
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
 class StoredBlock(Frozen):
     """One block of one model.
 
@@ -42,7 +66,8 @@ class StoredBlock(Frozen):
         class_name: its class in ``transformers``.
         num_parameters: elements of its tensors.
         num_bytes: bytes of its tensors.
-        sha256: hash of names inside the block, types, shapes and bytes; the same wherever the block is stored.
+        sha256: hash of names inside the block, types, shapes and bytes; the same wherever the block is stored. None
+            where extraction read headers only: then :meth:`BlockStore.block_sha256` takes it when it is asked for.
         tensors: its tensors, sorted by name.
     """
 
@@ -50,7 +75,7 @@ class StoredBlock(Frozen):
     class_name: str
     num_parameters: int
     num_bytes: int
-    sha256: str = Sha256
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     tensors: tuple[StoredTensor, ...]
 
 
@@ -68,7 +93,10 @@ class StoredModel(Frozen):
         tokenizer_sha256: identity of its vocabulary.
         blocks: its blocks in order.
         edges: embeddings, norms and head, sorted by name; a tied head has no second copy.
-        edges_sha256: hash of the edges, made like that of a block.
+        edges_sha256: hash of the edges, made like that of a block, or None likewise.
+        watched: whether the map was found by watching the model. One that an outline gave is compared with what
+            watching says before a block is first built.
+        files: the weight files as extraction found them, where it read headers only; else none.
     """
 
     source: str
@@ -81,11 +109,13 @@ class StoredModel(Frozen):
     tokenizer_sha256: str = Sha256
     blocks: tuple[StoredBlock, ...]
     edges: tuple[StoredTensor, ...]
-    edges_sha256: str = Sha256
+    edges_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    watched: bool = True
+    files: tuple[StoredFile, ...] = ()
 
 
 class Manifest(Frozen):
     """Everything that a block store knows, apart from the bytes of its tensors."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     models: dict[str, StoredModel]

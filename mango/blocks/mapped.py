@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mango.blocks.manifest import StoredTensor
 from mango.errors import CheckpointError, IntegrityError
-from mango.tensors import torch_dtype
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK_BYTES = 1 << 24
 
@@ -34,6 +35,8 @@ def map_tensors(root: Path, tensors: Iterable[StoredTensor], *, owner: str) -> d
         CheckpointError: a file is missing or cannot be mapped.
         IntegrityError: a file ends before the range that is wanted from it.
     """
+    from mango.tensors import torch_dtype
+
     files: dict[str, torch.Tensor] = {}
     mapped: dict[str, torch.Tensor] = {}
     for stored in tensors:
@@ -54,6 +57,8 @@ def map_tensors(root: Path, tensors: Iterable[StoredTensor], *, owner: str) -> d
 
 
 def _map(file: Path, owner: str) -> torch.Tensor:
+    import torch
+
     try:
         size = file.stat().st_size
         if size == 0:
@@ -76,6 +81,8 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         header = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]

@@ -9,11 +9,11 @@ from copy import deepcopy
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from mango.architectures import ComponentMap, block_list
-from mango.errors import IntegrityError
+from mango.architectures import ComponentMap, build_class
+from mango.errors import ArchitectureError, IntegrityError
 
 _building = threading.Lock()  # the contexts below patch torch for the whole process
 
@@ -32,9 +32,12 @@ class BlockShells:
     def __init__(self, config: PretrainedConfig, components: ComponentMap) -> None:
         # The random state moves on where a constructor draws numbers; nothing here is random, so it is put back.
         with _building, torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            found = build_class(config, components.task)
+            if found is None:
+                raise ArchitectureError(f"{components.architecture}: transformers has no model for {components.task}")
+            model = found[0]._from_config(found[1])
         model.train(False)
-        self._shells = list(block_list(model, components))
+        self._shells = list(model.get_submodule(components.blocks_path).children())
         self._shared = {id(part): part for part in (model.config, model.config.get_text_config())}
         self._name = components.architecture
 
@@ -51,7 +54,7 @@ class BlockShells:
         Raises:
             IntegrityError: tensors are missing or surplus, or their shapes are not the block's.
         """
-        block = deepcopy(self._shells[index], memo=dict(self._shared))
+        block: nn.Module = deepcopy(self._shells[index], memo=dict(self._shared))
         try:
             block.load_state_dict(dict(tensors), strict=True, assign=True)
         except RuntimeError as error:

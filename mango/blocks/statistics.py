@@ -76,7 +76,7 @@ def moments(tensors: Iterable[torch.Tensor]) -> Moments:
 
 
 def block_row(
-    model: str, stored: StoredModel, block: StoredBlock, tensors: Mapping[str, torch.Tensor]
+    model: str, stored: StoredModel, block: StoredBlock, tensors: Mapping[str, torch.Tensor], *, sha256: str
 ) -> dict[str, Any]:
     """Return the statistics of one block.
 
@@ -88,6 +88,7 @@ def block_row(
         stored: what the manifest says about the model.
         block: what the manifest says about the block.
         tensors: its tensors by name inside the block.
+        sha256: its hash.
 
     Returns:
         Plain values by column.
@@ -116,6 +117,6 @@ def block_row(
         "mean": everything.mean,
         "std": everything.std,
         "num_nonfinite": everything.num_nonfinite,
-        "sha256": block.sha256,
+        "sha256": sha256,
         "bytes": block.num_bytes,
     }

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import os.path
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import ValidationError
-from torch import nn
-from transformers import PretrainedConfig
 
-from mango.blocks.layout import read_config
-from mango.blocks.manifest import FORMAT_VERSION, Manifest, StoredBlock, StoredModel
+from mango.blocks.hashes import remembered
+from mango.blocks.identity import check_unchanged
+from mango.blocks.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest, StoredBlock, StoredModel, StoredTensor
 from mango.blocks.mapped import hash_tensors, map_tensors
-from mango.blocks.modules import BlockShells
-from mango.blocks.statistics import block_row
-from mango.checkpoints import recover_folder
-from mango.errors import CheckpointError, IntegrityError, UnknownNameError
+from mango.checkpoints import check_hashes, recover_folder
+from mango.errors import ArchitectureError, CheckpointError, IntegrityError, UnknownNameError
 
-MANIFEST_FILE = "manifest.json"
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig
+
+    from mango.blocks.modules import BlockShells
 
 
 class BlockStore:
     """Blocks and edges of models, read when they are first used.
 
-    Bytes are checked against their hash once for each block in a process. Instances may be shared by threads.
+    Where the manifest has the hash of a block, its bytes are checked against it once in a process. Where extraction
+    read headers only, the files that a block lies in must be those that were extracted, each time that it is opened.
+    Instances may be shared by threads.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self._verified: set[tuple[str, int | None]] = set()
+        self._hashes: dict[tuple[str, int | None], str] = {}
+        self._vouched: set[str] = set()
         self._shells: dict[str, BlockShells] = {}
         self._lock = threading.Lock()
 
@@ -108,8 +114,7 @@ class BlockStore:
         prefix = self.model(model).architecture.block_prefix(index)
         mapped = map_tensors(self.folder, stored.tensors, owner=owner)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in mapped.items()}
-        files = sorted({tensor.file for tensor in stored.tensors})
-        self._verify((model, index), tensors, stored.sha256, owner, files)
+        self._verify((model, index), tensors, stored.sha256, owner, stored.tensors)
         return tensors
 
     def edge_tensors(self, model: str) -> dict[str, torch.Tensor]:
@@ -126,9 +131,36 @@ class BlockStore:
         stored = self.model(model)
         owner = f"the edges of {model!r}"
         tensors = map_tensors(self.folder, stored.edges, owner=owner)
-        files = sorted({tensor.file for tensor in stored.edges})
-        self._verify((model, None), tensors, stored.edges_sha256, owner, files)
+        self._verify((model, None), tensors, stored.edges_sha256, owner, stored.edges)
         return tensors
+
+    def block_sha256(self, model: str, index: int) -> str:
+        """Return the hash of a block: of its names, types, shapes and bytes, the same wherever it is stored.
+
+        Where extraction took none, the block is read now, and its hash kept for as long as its files do not change.
+
+        Raises:
+            CheckpointError: a file is missing.
+            IntegrityError: a file is not the one that was extracted.
+            UnknownNameError: the store has no such model or block.
+        """
+        stored = self.block(model, index)
+        return stored.sha256 or self._hash(
+            (model, index), stored.tensors, lambda: hash_tensors(self.block_tensors(model, index))
+        )
+
+    def edges_sha256(self, model: str) -> str:
+        """Return the hash of everything of a model that is no block, like :meth:`block_sha256`.
+
+        Raises:
+            CheckpointError: a file is missing.
+            IntegrityError: a file is not the one that was extracted.
+            UnknownNameError: the store has no such model.
+        """
+        stored = self.model(model)
+        return stored.edges_sha256 or self._hash(
+            (model, None), stored.edges, lambda: hash_tensors(self.edge_tensors(model))
+        )
 
     def load_block(self, model: str, index: int) -> nn.Module:
         """Return a block as a module of its own class, with its weights and its true place in the model.
@@ -143,7 +175,7 @@ class BlockStore:
         tensors = self.block_tensors(model, index)
         with self._lock:
             if model not in self._shells:
-                self._shells[model] = BlockShells(self.config(model), self.model(model).architecture)
+                self._shells[model] = self._build_shells(model)
             shells = self._shells[model]
         return shells.fill(index, tensors)
 
@@ -154,6 +186,8 @@ class BlockStore:
             ArchitectureError: the installed ``transformers`` does not know it.
             UnknownNameError: the store has no such model.
         """
+        from mango.blocks.layout import read_config
+
         return read_config(self.model(model).config, f"{self.folder / MANIFEST_FILE}: {model!r}")
 
     def tokenizer_folder(self, model: str) -> Path:
@@ -181,27 +215,71 @@ class BlockStore:
             CheckpointError: a file is missing.
             IntegrityError: a file is truncated, or its bytes are not those that were extracted.
         """
+        from mango.blocks.statistics import block_row
+
         return [
-            block_row(name, self.model(name), stored, self.block_tensors(name, stored.index))
+            block_row(
+                name,
+                self.model(name),
+                stored,
+                self.block_tensors(name, stored.index),
+                sha256=self.block_sha256(name, stored.index),
+            )
             for name in self.models()
             for stored in self.model(name).blocks
         ]
+
+    def _build_shells(self, model: str) -> BlockShells:
+        from mango.architectures import describe
+        from mango.blocks.modules import BlockShells
+
+        config, stored = self.config(model), self.model(model)
+        parts = stored.architecture
+        if not stored.watched and (found := describe(config, parts.task)) != parts:
+            raise ArchitectureError(
+                f"{self.folder / MANIFEST_FILE}: {model!r}: extraction took its parts for {parts.architecture} with "
+                f"{parts.num_blocks} blocks in {parts.blocks_path}, but the installed transformers builds {found}; run "
+                "extract-blocks again with mode copy, which watches the model"
+            )
+        return BlockShells(config, parts)
 
     def _verify(
         self,
         key: tuple[str, int | None],
         tensors: dict[str, torch.Tensor],
-        wanted: str,
+        wanted: str | None,
         owner: str,
-        files: list[str],
+        stored: tuple[StoredTensor, ...],
     ) -> None:
+        if wanted is None:
+            self._check_files(key[0], stored, owner)
+            return
         if key in self._verified:
             return
         found = hash_tensors(tensors)
         if found != wanted:
+            files = sorted({tensor.file for tensor in stored})
             where = ", ".join(str(os.path.normpath(self.folder / file)) for file in files)
             raise IntegrityError(
                 f"{where}: {owner} has SHA-256 {found[:12]}..., but {wanted[:12]}... was extracted: the file was "
                 "changed or damaged; restore it or run extract-blocks again"
             )
         self._verified.add(key)
+
+    def _check_files(self, model: str, stored: tuple[StoredTensor, ...], owner: str) -> None:
+        """Refuse files that are not those that were extracted; they have been mapped by now."""
+        used = {tensor.file for tensor in stored}
+        for file in self.model(model).files:
+            if file.file in used:
+                check_unchanged(self.folder / file.file, file, owner)
+        if model not in self._vouched:
+            check_hashes(self.tokenizer_folder(model))  # what a manifest of Mango's says of the model's files
+            self._vouched.add(model)
+
+    def _hash(self, key: tuple[str, int | None], stored: tuple[StoredTensor, ...], compute: Callable[[], str]) -> str:
+        if key not in self._hashes:
+            used = {tensor.file for tensor in stored}
+            files = [file for file in self.model(key[0]).files if file.file in used]
+            prefix = "" if key[1] is None else self.model(key[0]).architecture.block_prefix(key[1])
+            self._hashes[key] = remembered(self.folder, files, stored, prefix, compute)
+        return self._hashes[key]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mango.checkpoints.configurations import check_configuration, read_configuration
 from mango.checkpoints.documents import Bounds, parse_json, read_json
 from mango.checkpoints.durable import recover_folder, remove_file, replace_folder, replace_folders, write_file
-from mango.checkpoints.examination import Check, Examination, examine_hashes, examine_model
 from mango.checkpoints.failures import saving
 from mango.checkpoints.hashing import sha256_file
 from mango.checkpoints.headers import TensorInfo
-from mango.checkpoints.manifest import MANIFEST_NAME, verify
+from mango.checkpoints.manifest import MANIFEST_NAME, read_manifest, verify
 from mango.checkpoints.opening import (
     check_tensors,
     open_config,
@@ -27,9 +28,22 @@ from mango.checkpoints.sources import ModelSource, admit_hub, default_cache, res
 from mango.checkpoints.templates import chat_templates, render_template
 from mango.checkpoints.tokenizer_rules import check_tokenizer
 from mango.checkpoints.tokenizers import copy_tokenizer, tokenizer_sha256
-from mango.checkpoints.values import Wrong, check_values, wrong_values
 from mango.checkpoints.vouching import check_hashes, known_sha256
-from mango.checkpoints.writer import TensorSpec, write_tensors
+from mango.lazy import lazily
+
+if TYPE_CHECKING:
+    from mango.checkpoints.examination import Check, Examination, examine_hashes, examine_model
+    from mango.checkpoints.values import Wrong, check_values, wrong_values
+    from mango.checkpoints.writer import TensorSpec, write_tensors
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "Check Examination examine_hashes examine_model": "examination",
+            "Wrong check_values wrong_values": "values",
+            "TensorSpec write_tensors": "writer",
+        },
+    )
 
 __all__ = [
     "MANIFEST_NAME",
@@ -65,6 +79,7 @@ __all__ = [
     "prepared",
     "read_configuration",
     "read_json",
+    "read_manifest",
     "read_report",
     "recover_folder",
     "refuse_other_tensors",

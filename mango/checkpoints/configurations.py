@@ -8,7 +8,6 @@ so unknown keys pass as long as they are inert; the rules below say what is not.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 
 from mango.checkpoints.documents import Bounds, read_json, shown
 from mango.checkpoints.names import check_inside
+from mango.checkpoints.reserved import config_methods
 from mango.errors import UnsafeFileError
-from mango.tensors import parse_dtype
+from mango.tensors import floating_name
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
@@ -120,7 +120,7 @@ def check_configuration(
         if problem and not trusted():
             raise UnsafeFileError(problem)
         _check_value(at, key, value)
-        if key in _methods():
+        if key in config_methods():
             raise UnsafeFileError(f"{at} would replace a method of the configuration; remove the key")
     return raw
 
@@ -194,17 +194,8 @@ def _check_dtype(at: str, value: str) -> None:
     if word == "auto":
         return
     try:
-        parse_dtype(word)
+        floating_name(word)
     except KeyError:
         raise UnsafeFileError(
             f"{at} is {shown(value)}, which is no floating point type; wanted bfloat16, say"
         ) from None
-
-
-@functools.cache
-def _methods() -> frozenset[str]:
-    """Return the names of the methods of a configuration, which no key may replace."""
-    from transformers import PretrainedConfig
-
-    names = (name for name in dir(PretrainedConfig) if callable(getattr(PretrainedConfig, name, None)))
-    return frozenset(names)

@@ -6,9 +6,8 @@ import importlib.util
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
 
 from mango.checkpoints.durable import replace_folder
@@ -17,6 +16,9 @@ from mango.checkpoints.failures import writing
 from mango.checkpoints.hashing import sha256_file
 from mango.checkpoints.manifest import MANIFEST_NAME
 from mango.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 _LAYOUT_VERSION = 1  # of the converted folder; a change makes new cache entries
 _MAGIC = b"GGUF"
@@ -54,6 +56,7 @@ def convert_gguf(file: Path, cache: Path) -> Path:
 
 
 def _stored_type(file: Path) -> torch.dtype:
+    import torch
     from gguf import GGMLQuantizationType, GGUFReader
 
     elements: Counter[GGMLQuantizationType] = Counter()

@@ -13,7 +13,7 @@ from mango.checkpoints.documents import Bounds, open_plain, parse_json, shown
 from mango.checkpoints.magic import refuse_other
 from mango.checkpoints.names import check_tensor_name
 from mango.errors import CheckpointError, IntegrityError, UnsafeFileError
-from mango.tensors import DTYPES, item_bytes
+from mango.tensors import ITEM_BYTES, item_bytes
 
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 250_000
@@ -94,8 +94,8 @@ def _tensor(file: Path, name: str, entry: Any, base: int) -> TensorInfo:
         raise IntegrityError(
             f"{file}: {name!r} has a shape or range that is no list of natural numbers, at most {MAX_RANK} of them"
         )
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{file}: {name!r} has element type {shown(dtype)}; known: {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{file}: {name!r} has element type {shown(dtype)}; known: {', '.join(ITEM_BYTES)}")
     if end - start != math.prod(shape) * item_bytes(dtype):
         raise IntegrityError(f"{file}: {name!r} is {dtype} {list(shape)} but its range holds {end - start} bytes")
     return TensorInfo(name, dtype, shape, file, base + start, base + end)

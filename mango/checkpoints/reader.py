@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mango.checkpoints.configurations import read_configuration
 from mango.checkpoints.documents import Bounds, read_json, shown
@@ -16,7 +14,9 @@ from mango.checkpoints.headers import TensorInfo, read_header
 from mango.checkpoints.names import check_inside, is_file_name
 from mango.checkpoints.vouching import check_hashes
 from mango.errors import CheckpointError, IntegrityError, UnsafeFileError
-from mango.tensors import torch_dtype
+
+if TYPE_CHECKING:
+    import torch
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -109,6 +109,10 @@ class Checkpoint:
             CheckpointError: there is no tensor of that name, or the file cannot be mapped.
             IntegrityError: the file has changed, or a truth value is neither 0 nor 1.
         """
+        import torch
+
+        from mango.tensors import torch_dtype
+
         info = self.info(name)
         dtype = torch_dtype(info.dtype)
         if info.start == info.end:
@@ -132,6 +136,8 @@ class Checkpoint:
             CheckpointError: there is no tensor of that name, or the file cannot be mapped.
             IntegrityError: the file has changed.
         """
+        import torch
+
         info = self.info(name)
         if info.start == info.end:
             return torch.empty(0, dtype=torch.uint8)
@@ -164,6 +170,8 @@ class Checkpoint:
 
     def _map(self, file: Path) -> torch.Tensor:
         if file not in self._mapped:
+            import torch
+
             with reading(file):
                 size = file.stat().st_size
             if size != max(info.end for info in self._tensors.values() if info.file == file):

@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING, TypeAlias
 
 from mango.checkpoints.durable import write_file
 from mango.checkpoints.failures import writing
@@ -21,7 +20,10 @@ from mango.checkpoints.reader import INDEX_NAME, SINGLE_NAME
 from mango.checkpoints.room import check_room
 from mango.checkpoints.sealing import CHUNK_BYTES, THREADS_FROM_BYTES, remember_hashes, start_writing
 from mango.errors import CheckpointError
-from mango.tensors import DTYPES, item_bytes, torch_dtype
+from mango.tensors import ITEM_BYTES, item_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
@@ -51,7 +53,7 @@ class TensorSpec:
         return self.num_elements * item_bytes(self.dtype)
 
 
-Produce = Callable[[str], torch.Tensor | Iterable[torch.Tensor]]
+Produce: TypeAlias = "Callable[[str], torch.Tensor | Iterable[torch.Tensor]]"
 """Returns a tensor by name, whole or as consecutive pieces of its flattened elements."""
 
 
@@ -125,8 +127,8 @@ def check_specs(folder: Path, specs: Sequence[TensorSpec]) -> None:
             raise CheckpointError(f"{folder}: tensor {spec.name!r} is to be written twice")
         if not spec.name or not spec.name.isprintable() or spec.name == "__metadata__":
             raise CheckpointError(f"{folder}: {spec.name!r} cannot be the name of a tensor")
-        if spec.dtype not in DTYPES:
-            raise CheckpointError(f"{folder}: {spec.name!r} has type {spec.dtype!r}; known: {', '.join(DTYPES)}")
+        if spec.dtype not in ITEM_BYTES:
+            raise CheckpointError(f"{folder}: {spec.name!r} has type {spec.dtype!r}; known: {', '.join(ITEM_BYTES)}")
         seen.add(spec.name)
 
 
@@ -158,6 +160,10 @@ def shard_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> by
 
 
 def _write_shard(file: Path, specs: Sequence[TensorSpec], produce: Produce, metadata: Mapping[str, str]) -> None:
+    import torch
+
+    from mango.tensors import torch_dtype
+
     header = shard_header(specs, metadata)
     size = len(header) + sum(spec.num_bytes for spec in specs)
     with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as pool:
@@ -232,5 +238,7 @@ class _HashedFile:
 
 
 def _as_bytes(piece: torch.Tensor) -> memoryview:
+    import torch
+
     flat = piece.detach().contiguous().view(-1).view(torch.uint8)
     return flat.numpy().data

@@ -50,12 +50,13 @@ def extract(
     mode: Annotated[
         ModeOption, typer.Option(help="Point into the models' files, or copy their tensors.")
     ] = ModeOption.REFERENCE,
+    hashed: Annotated[bool, typer.Option("--hash", help="Read every block now and note its SHA-256.")] = False,
 ) -> None:
     """Extract the blocks of models into a block store."""
     from mango import console
     from mango.blocks import extract as extract_models
 
-    store = extract_models(_named(sources), out, mode.value)
+    store = extract_models(_named(sources), out, mode.value, hashed=hashed)
     rows = [
         [
             name,
@@ -63,7 +64,7 @@ def extract(
             model.architecture.block_class,
             model.architecture.width,
             sum(block.num_parameters for block in model.blocks),
-            model.blocks[0].sha256[:12],
+            (model.blocks[0].sha256 or "not read")[:12],
         ]
         for name, model in sorted(store.manifest.models.items())
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from mango.blocks import BlockStore, StoredModel
+from mango.blocks import BlockStore
 from mango.packaging.manifest import Parent
 
 
@@ -29,13 +29,15 @@ def parents_of(store: BlockStore, names: Iterable[str]) -> list[Parent]:
             source=model.source,
             revision=model.revision,
             licence=model.licence,
-            sha256=content_sha256(model),
+            sha256=content_sha256(store, name),
         )
         for name, model in models.items()
     ]
 
 
-def content_sha256(model: StoredModel) -> str:
+def content_sha256(store: BlockStore, name: str) -> str:
     """Return one hash of a model's blocks, edges and tokenizer, wherever they are stored."""
-    parts = [*(block.sha256 for block in model.blocks), model.edges_sha256, model.tokenizer_sha256]
+    model = store.model(name)
+    blocks = [store.block_sha256(name, block.index) for block in model.blocks]
+    parts = [*blocks, store.edges_sha256(name), model.tokenizer_sha256]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

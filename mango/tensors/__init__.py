@@ -1,19 +1,38 @@
-"""Pure tensor maths: no modules, no files."""
+"""Pure tensor maths: no modules, no files. What needs no torch is imported without it."""
 
 from __future__ import annotations
 
-from mango.tensors.angles import Angle, measure_angle
-from mango.tensors.dtypes import DTYPES, dtype_name, item_bytes, parse_dtype, torch_dtype
-from mango.tensors.randomness import keep_at_random, random_words, tensor_seed, uniform
-from mango.tensors.ridge import RidgeFit
-from mango.tensors.selection import Kept, keep_largest, num_kept
+from typing import TYPE_CHECKING
+
+from mango.lazy import lazily
+from mango.tensors.names import ITEM_BYTES, floating_name, item_bytes
+
+if TYPE_CHECKING:
+    from mango.tensors.angles import Angle, measure_angle
+    from mango.tensors.dtypes import DTYPES, dtype_name, parse_dtype, torch_dtype
+    from mango.tensors.randomness import keep_at_random, random_words, tensor_seed, uniform
+    from mango.tensors.ridge import RidgeFit
+    from mango.tensors.selection import Kept, keep_largest, num_kept
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "Angle measure_angle": "angles",
+            "DTYPES dtype_name parse_dtype torch_dtype": "dtypes",
+            "keep_at_random random_words tensor_seed uniform": "randomness",
+            "RidgeFit": "ridge",
+            "Kept keep_largest num_kept": "selection",
+        },
+    )
 
 __all__ = [
     "DTYPES",
+    "ITEM_BYTES",
     "Angle",
     "Kept",
     "RidgeFit",
     "dtype_name",
+    "floating_name",
     "item_bytes",
     "keep_at_random",
     "keep_largest",

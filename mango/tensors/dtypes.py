@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mango.tensors.names import floating_name
+
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -24,18 +26,6 @@ DTYPES: dict[str, torch.dtype] = {
 """The element types of safetensors that Mango reads and writes, with those of torch."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_WORDS = {
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "half": torch.float16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "float": torch.float32,
-    "float64": torch.float64,
-    "double": torch.float64,
-}
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -56,19 +46,10 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _NAMES[dtype]
 
 
-def item_bytes(name: str) -> int:
-    """Return the size in bytes of one element of a safetensors type.
-
-    Raises:
-        KeyError: the name stands for no type that Mango reads.
-    """
-    return DTYPES[name].itemsize
-
-
 def parse_dtype(word: str) -> torch.dtype:
     """Return the floating point type that a person means by ``word`` (``"bfloat16"``, ``"fp16"``, ``"float32"``).
 
     Raises:
         KeyError: the word names no floating point type.
     """
-    return _WORDS[word.removeprefix("torch.")]
+    return DTYPES[floating_name(word)]

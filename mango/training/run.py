@@ -69,7 +69,10 @@ class Job:
 
     def fingerprint(self, what: str, store: BlockStore) -> str:
         """Return a hash of the parameters, the corpus and the blocks, to tell a checkpoint of this run."""
-        models = {name: [block.sha256 for block in store.model(name).blocks] for name in self.model_names()}
+        models = {
+            name: [store.block_sha256(name, block.index) for block in store.model(name).blocks]
+            for name in self.model_names()
+        }
         sections = [
             part.model_dump(mode="json") for part in (self.corpus, self.fusion, self.router, self.adapter, self.train)
         ]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mango.checkpoints import check_configuration, open_config, read_configuration
+from mango.checkpoints.reserved import asked_methods, config_methods
 from mango.errors import CheckpointError, UnsafeFileError
 from mango.security import Policy, Rule, Tier, enforced
 
@@ -141,3 +142,7 @@ def test_settings_that_transformers_itself_saves_pass() -> None:
 
     for config in (LlamaConfig(), GPTNeoXConfig()):
         check_configuration(json.loads(config.to_json_string(use_diff=False)), "config.json")
+
+
+def test_the_list_of_a_configurations_methods_is_that_of_the_release_that_it_names() -> None:
+    assert config_methods() == asked_methods()
