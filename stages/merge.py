@@ -13,7 +13,7 @@ OUT = Path("models/merged")
 
 
 def merge(stage: Stage) -> Mapping[str, float]:
-    """Replace all merged checkpoints in one step, when every merge is done.
+    """Replace all merged checkpoints in one step, when every merge is done; a run after a killed one goes on with it.
 
     Args:
         stage: parameters and run.
@@ -25,20 +25,20 @@ def merge(stage: Stage) -> Mapping[str, float]:
         MangoError: a document is wrong, or models do not fit together; the older checkpoints stay.
     """
     from mango import console
-    from mango.checkpoints import replace_folder
-    from mango.merging import DOCUMENT_NAME
-    from mango.merging import merge as merge_models
+    from mango.merging import DOCUMENT_NAME, merge_into_one
 
-    params = stage.params
-    documents = params.merge.all_documents()
-    reports = {}
-    with replace_folder(OUT) as folder:
-        for name, document in documents.items():
-            with console.Meter(f"merge {name}") as meter:
-                reports[name] = merge_models(
-                    document, folder / name, params.models, cache=stage.settings.cache, on_tensor=meter
-                )
-    for name in reports:
+    params, settings = stage.params, stage.settings
+    reports = merge_into_one(
+        params.merge.all_documents(),
+        OUT,
+        params.models,
+        cache=settings.cache,
+        threads=settings.threads,
+        watch=lambda name: console.Meter(f"merge {name}", unit="bytes"),
+    )
+    for name, report in reports.items():
+        if report.num_resumed:
+            console.note(f"merge {name}: {report.num_resumed} of {report.num_tensors} tensors were there already")
         stage.run.log_artifact(OUT / name / DOCUMENT_NAME, f"merged/{name}")
     return {
         "num_merges": len(reports),

@@ -51,8 +51,7 @@ def merge(
     settings = Settings.from_environ()
     size = _size(max_shard_size)
     gc.disable()  # what the imports make stays; to look through it again and again is a fifth of their time
-    from mango.merging import load_documents
-    from mango.merging import merge as merge_models
+    from mango.merging import load_documents, merge_all
 
     gc.freeze()
     gc.enable()
@@ -67,16 +66,19 @@ def merge(
     named = {} if models is None else _models(models)
     run: dict[str, Any] = {"cache": settings.cache, "threads": threads or settings.threads}
     facts: list[dict[str, Any]] = []
-    if only_plan or len(loaded) > 1:  # every error of every document shows before the first weight is read
+    if only_plan:
         facts = _plans(loaded, places, named, run)
-    if not only_plan:
-        facts = []
-        for name, place in places.items():
-            with console.Meter(f"merge into {place}", unit="bytes") as meter:
-                report = merge_models(
-                    loaded[name], place, named, **run, device=device, max_shard_bytes=size, on_bytes=meter
-                )
-            facts.append(report.to_dict())
+    else:
+        reports = merge_all(
+            loaded,
+            places,
+            named,
+            **run,
+            device=device,
+            max_shard_bytes=size,
+            watch=lambda name: console.Meter(f"merge into {places[name]}", unit="bytes"),
+        )
+        facts = [report.to_dict() for report in reports.values()]
     if as_json:
         console.result_json(facts[0] if len(loaded) == 1 else facts)
         return
@@ -103,23 +105,11 @@ def _plans(
     named: Mapping[str, ModelSource],
     run: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    from mango.errors import MangoError, MergeError
-    from mango.merging.engine import check_output
+    from mango.merging import plan_all
     from mango.merging.estimate import describe, estimate
-    from mango.merging.plan import plan
 
-    facts, problems = [], []
-    for name, document in loaded.items():
-        try:
-            planned = plan(document, named, cache=run["cache"])
-            check_output(planned, places[name])
-            facts.append(describe(planned, estimate(planned, run["threads"]), places[name]))
-        except MangoError as error:
-            prefix = f"{name}: " if len(loaded) > 1 else ""
-            problems += [f"{prefix}{line}" for line in str(error).splitlines()]
-    if problems:
-        raise MergeError("\n".join(problems))
-    return facts
+    planned = plan_all(loaded, places, named, cache=run["cache"])
+    return [describe(one, estimate(one, run["threads"]), places[name]) for name, one in planned.items()]
 
 
 def _size(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mango.merging.batch import merge_all, merge_into_one, plan_all
 from mango.merging.document import MergeDocument
 from mango.merging.engine import MergeReport, merge, merge_tensors
 from mango.merging.loading import load_document, load_documents
@@ -21,7 +22,10 @@ __all__ = [
     "load_document",
     "load_documents",
     "merge",
+    "merge_all",
+    "merge_into_one",
     "merge_method",
     "merge_tensors",
     "plan",
+    "plan_all",
 ]

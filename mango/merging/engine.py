@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +24,12 @@ from mango.merging.devices import parse_devices
 from mango.merging.document import MergeDocument
 from mango.merging.estimate import declared_licence
 from mango.merging.inputs import ModelValue
-from mango.merging.journal import Journal
 from mango.merging.pipeline import Lane, compute_threads
 from mango.merging.plan import MergePlan, plan
 from mango.merging.resolved import DOCUMENT_NAME, resolved_yaml
+from mango.merging.settling import bench_of, scratch_bench, settled
 from mango.merging.shards import Shard
-from mango.merging.tensor_sources import Held
-from mango.merging.workspace import fingerprint, growing_folder
+from mango.merging.workspace import Growing, Work, file_states, growing_folder, work_of
 
 _log = logging.getLogger(__name__)
 _COPIED = (
@@ -73,6 +71,23 @@ class MergeReport:
     tokenizer: str
     seconds: float
     notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, ready: MergePlan, out: Path, *, num_resumed: int, seconds: float) -> MergeReport:
+        """Return the report of a plan that was run."""
+        return cls(
+            out=out,
+            method=", ".join(ready.methods) or "copy",
+            models={key: model.place for key, model in ready.inputs.items()},
+            num_tensors=len(ready.tensors),
+            num_resumed=num_resumed,
+            num_parameters=ready.num_parameters,
+            num_bytes=ready.num_bytes,
+            tied=ready.tied,
+            tokenizer=ready.tokenizer,
+            seconds=seconds,
+            notes=ready.notes,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
@@ -116,36 +131,76 @@ def merge(
         MergeError: the models do not fit together, or the result has elements that are not finite.
         CheckpointError: a model is damaged, or the result cannot be written; an older version is intact.
     """
-    start = time.monotonic()
     devices = parse_devices(device)
     ready = plan(document, models, cache=cache)
     check_output(ready, out)
     if ready.remote:
         ready = plan(document, models, cache=cache, download=True)
+    return merge_plan(
+        ready,
+        out,
+        work=work_of(ready, max_shard_bytes, device),
+        max_shard_bytes=max_shard_bytes,
+        verify_inputs=verify_inputs,
+        threads=threads,
+        devices=devices,
+        on_tensor=on_tensor,
+        on_bytes=on_bytes,
+    )
+
+
+def merge_plan(
+    ready: MergePlan,
+    out: Path | str,
+    *,
+    work: Work,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify_inputs: bool = True,
+    threads: int | None = None,
+    devices: Sequence[torch.device],
+    on_tensor: OnProgress | None = None,
+    on_bytes: OnProgress | None = None,
+    remember: bool = False,
+) -> MergeReport:
+    """Run a merge that is planned, with its weights on this machine.
+
+    Args:
+        ready: the merge.
+        out: folder of the result.
+        work: that of this plan and these options, see :func:`mango.merging.workspace.work_of`.
+        max_shard_bytes: see :func:`merge`.
+        verify_inputs: see :func:`merge`.
+        threads: see :func:`merge`.
+        devices: where tensors are computed, in turn.
+        on_tensor: see :func:`merge`.
+        on_bytes: see :func:`merge`.
+        remember: see :func:`mango.merging.workspace.growing_folder`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        MergeError: the result has elements that are not finite.
+        CheckpointError: a model is damaged or was changed meanwhile, or the result cannot be written.
+    """
+    start = time.monotonic()
     for note in ready.notes:
         _log.warning("%s", note)
     if verify_inputs:
         _verify(ready)
     _check_spare_heads(ready)
-    in_memory = any(isinstance(source, Held) for output in ready.tensors for source in output.inputs)
-    mark = secrets.token_hex(8) if in_memory else fingerprint(ready, max_shard_bytes, device)
-    with growing_folder(out, mark) as folder:
+    with growing_folder(out, work.mark, remember=remember) as growing, bench_of(growing.folder) as bench:
         progress = _Progress(ready, on_tensor, on_bytes)
-        num_resumed = _write_weights(ready, folder, max_shard_bytes, threads, devices, progress)
-        _write_beside(ready, folder)
-    return MergeReport(
-        out=Path(out),
-        method=", ".join(ready.methods) or "copy",
-        models={key: model.place for key, model in ready.inputs.items()},
-        num_tensors=len(ready.tensors),
-        num_resumed=num_resumed,
-        num_parameters=ready.num_parameters,
-        num_bytes=ready.num_bytes,
-        tied=ready.tied,
-        tokenizer=ready.tokenizer,
-        seconds=time.monotonic() - start,
-        notes=ready.notes,
-    )
+        num_resumed = len(ready.tensors)
+        if growing.is_done:
+            progress.add(num_resumed, ready.num_bytes)
+        else:
+            ready = settled(ready, bench, devices[0])
+            num_resumed = _write_weights(ready, growing, max_shard_bytes, threads, devices, progress)
+            _write_beside(ready, growing.folder)
+            if file_states(ready) != work.states:
+                raise CheckpointError(f"{out}: a model was changed while it was merged; start the merge again")
+    return MergeReport.of(ready, Path(out), num_resumed=num_resumed, seconds=time.monotonic() - start)
 
 
 def merge_tensors(
@@ -175,6 +230,11 @@ def merge_tensors(
     devices = parse_devices(device)
     ready = plan(document, models, cache=cache, download=True)
     _check_spare_heads(ready)
+    with scratch_bench() as bench:
+        return _tensors_of(settled(ready, bench, devices[0]), threads, devices)
+
+
+def _tensors_of(ready: MergePlan, threads: int | None, devices: Sequence[torch.device]) -> dict[str, torch.Tensor]:
     result: dict[str, torch.Tensor] = {}
     parts: list[torch.Tensor] = []
 
@@ -212,7 +272,8 @@ def check_output(ready: MergePlan, out: Path | str) -> None:
         raise CheckpointError(f"{out}: is a file; a folder was to be written there. Move it or choose another path")
     check_specs(out, [output.spec for output in ready.tensors])
     growing = sum(size_of(folder) for folder in out.parent.glob(f".{out.name}.mango-new-merge-*"))
-    check_room(out, max(0, ready.num_bytes - growing))
+    measured = sum(one.num_bytes for one in ready.measurements)
+    check_room(out, max(0, ready.num_bytes + measured - growing))
 
 
 class _Progress:
@@ -235,7 +296,7 @@ class _Progress:
 
 def _write_weights(
     ready: MergePlan,
-    folder: Path,
+    growing: Growing,
     max_shard_bytes: int,
     threads: int | None,
     devices: Sequence[torch.device],
@@ -245,7 +306,7 @@ def _write_weights(
     shards = split_shards([output.spec for output in ready.tensors], max_shard_bytes)
     names = shard_names(len(shards))
     outputs = {output.spec.name: output for output in ready.tensors}
-    journal = Journal(folder)
+    folder, journal = growing.folder, growing.journal
     resumed = []
 
     def write(number: int) -> None:
@@ -268,18 +329,15 @@ def _write_weights(
                 shard.abandon()
                 raise
 
-    try:
-        with compute_threads(threads) as (pool, count):
-            lane = Lane(pool, count, devices)
-            num_lanes = max(1, min(len(shards), count // 4))
-            if num_lanes == 1:
-                for number in range(len(shards)):
-                    write(number)
-            else:
-                with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:
-                    list(lanes.map(write, range(len(shards))))
-    finally:
-        journal.close()
+    with compute_threads(threads) as (pool, count):
+        lane = Lane(pool, count, devices)
+        num_lanes = max(1, min(len(shards), count // 4))
+        if num_lanes == 1:
+            for number in range(len(shards)):
+                write(number)
+        else:
+            with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:
+                list(lanes.map(write, range(len(shards))))
     if len(shards) > 1:
         write_file(folder / INDEX_NAME, index_text(shards))
     return sum(resumed)

@@ -64,6 +64,7 @@ class Input:
         place: where it is, for people.
         source: where it is; None for weights in memory and for nested documents.
         folder: its local folder, if it has one.
+        adapter: the folder of the adapter that is added to it, if one is.
         config: content of its ``config.json``; empty for bare weights.
         tensors: its tensors by name.
         tied: whether its head is its embedding.
@@ -88,7 +89,13 @@ class Input:
     remote: bool = False
     notes: tuple[str, ...] = ()
     nested: Any = None
+    adapter: Path | None = None
     reference: Reference | None = field(default=None, repr=False)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The local folders that it is read from."""
+        return [folder for folder in (self.folder, self.adapter) if folder is not None]
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -167,6 +174,7 @@ def _open(text: str, models: Mapping[str, ModelValue], cache: Path | None, downl
             opened,
             tensors=adapted(opened.tensors, folder),
             place=f"{opened.place}+{folder}",
+            adapter=folder,
             notes=(*opened.notes, note),
         )
     return _with_tie(opened)

@@ -143,8 +143,9 @@ class Arena:
         """Kill runs at random moments until it has been done often enough; return what was found."""
         found: dict[str, Any] = {
             "kills": 0, "ended_before": 0, "old": 0, "new": 0, "between": 0, "finished": 0, "apart": 0, "corrupt": [],
-            "repairs": [], "different": [], "left": [],
+            "repairs": [], "different": [], "left": [], "went_on": 0, "started_over": [],
         }  # fmt: skip
+        kept = 0
         target = self._next()
         self.victim.choose(self.root, target)
         while found["kills"] < wanted:
@@ -153,7 +154,9 @@ class Arena:
             ended = run_forked(lambda: self.victim.run(self.root), self.log, kill=kill)
             if ended.killed:
                 found["kills"] += 1
-                found[self._look(found, target)] += 1
+                look = self._look(found, target)
+                found[look] += 1
+                kept = self._kept(found, kept, look)
                 if found["kills"] % FINISH_EVERY and found["kills"] < wanted:
                     continue
                 ended = run_forked(lambda: self.victim.run(self.root), self.log)
@@ -162,11 +165,25 @@ class Arena:
             found["finished"] += 1
             if ended.code != 0:
                 found["repairs"].append(ended.said[-500:])
+            resumed = self.victim.went_on_from(ended.said)
+            found["went_on"] += resumed > 0
+            if resumed < kept:
+                found["started_over"].append(f"{kept} were done, and the next run found {resumed}")
+            kept = 0
             self._compare(found, target)
             self.now = target
             target = self._next()
             self.victim.choose(self.root, target)
         return found
+
+    def _kept(self, found: dict[str, Any], before: int, look: str) -> int:
+        """Return what is left to go on from, which is no less than before; nothing once all is in its place."""
+        kept = self.victim.kept(self.root)
+        if kept is None:
+            return 0
+        if kept < before and look == "old":
+            found["started_over"].append(f"{before} were done, and {kept} are left after another kill")
+        return kept
 
     def _look(self, found: dict[str, Any], target: str) -> str:
         """Return whether the outputs are the old ones, the new ones, or some of each, all of them whole."""
@@ -327,8 +344,8 @@ def broken(report: dict[str, Any]) -> list[str]:
     """Return every promise that was not kept."""
     found = []
     for name, kills in report["kills"].items():
-        found += [f"{name}, killed: {kind}: {what}" for kind in ("corrupt", "repairs", "different", "left")
-                  for what in kills[kind]]  # fmt: skip
+        kinds = ("corrupt", "repairs", "different", "left", "started_over")
+        found += [f"{name}, killed: {kind}: {what}" for kind in kinds for what in kills[kind]]
     for name, two in report["two_at_once"].items():
         told = "is writing it" in two["said"] or "has held the" in two["said"]
         if (two["first"], two["second"], two["new_version"]) != (0, 2, True) or not told:
@@ -344,11 +361,12 @@ def shown(report: dict[str, Any]) -> str:
     """Return the report as tables."""
     kills = [
         [name, k["kills"], k["old"], k["new"], k["between"], k["apart"], len(k["corrupt"]), len(k["repairs"]),
-         k["finished"], len(k["different"]), len(k["left"])]
+         k["finished"], k["went_on"], len(k["started_over"]), len(k["different"]),
+         len(k["left"])]
         for name, k in report["kills"].items()
     ]  # fmt: skip
     header = ["killed", "kills", "all old", "all new", "some of each", "folders apart", "corrupt", "repairs",
-              "run to the end", "different", "left behind"]  # fmt: skip
+              "run to the end", "went on", "started over", "different", "left behind"]  # fmt: skip
     disks = [
         [name, len(d["bytes"]), d["refused"], d["full"], d["done"], len(d["corrupt"]), len(d["unclear"])]
         for name, d in report["disk"].items()

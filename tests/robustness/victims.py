@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -13,6 +14,9 @@ from abc import ABC, abstractmethod
 from contextlib import closing
 from pathlib import Path
 
+from mango.checkpoints import MANIFEST_NAME, sha256_file
+from mango.checkpoints.headers import read_header
+from mango.merging.journal import read_journal
 from tests.pipeline.project import fingerprint, leftovers, make_project
 
 VERSIONS = ("a", "b")
@@ -74,6 +78,14 @@ class Victim(ABC):
         """Return what a run that ended by itself should have cleaned away."""
         return leftovers(root)
 
+    def kept(self, root: Path) -> int | None:
+        """Return how much a killed run has left for the next one to go on from; None where that is not counted."""
+        return None
+
+    def went_on_from(self, said: str) -> int:
+        """Return how much a run says it has found already done."""
+        return 0
+
 
 class StageVictim(Victim):
     """A stage of the pipeline.
@@ -107,6 +119,49 @@ class StageVictim(Victim):
     def run(self, root: Path) -> None:
         """Run the stage as a command does."""
         run_stage(root, self.name)
+
+
+class MergeVictim(StageVictim):
+    """The merge stage, which does not start over: what is left and what is found again are counted in tensors."""
+
+    def run(self, root: Path) -> None:
+        """Run the stage, with a mark in the journal behind every tensor."""
+        from mango.merging import shards
+
+        shards._MARK_SECONDS = 0.0
+        super().run(root)
+
+    def kept(self, root: Path) -> int:
+        """Return the tensors of finished merges and of the one in progress."""
+        return kept_tensors(root / "models" / "merged")
+
+    def went_on_from(self, said: str) -> int:
+        """Return the sum of what the stage says of each merge."""
+        return sum(map(int, re.findall(r"^merge \w+: (\d+) of \d+ tensors were there already$", said, re.MULTILINE)))
+
+
+def kept_tensors(out: Path) -> int:
+    """Return how many tensors a killed merge into a folder, or into folders of it, has left finished."""
+    total = 0
+    for note in out.parent.glob(f".{out.name}.mango-new-merge-*.journal"):
+        marks, sealed = read_journal(note)
+        manifest = out / MANIFEST_NAME
+        if sealed is not None and manifest.is_file() and sha256_file(manifest) == sealed:
+            return num_tensors(out)  # it had taken its place already
+        folder = note.with_name(note.name.removesuffix(".journal"))
+        total += sum(max(mark.num_tensors for mark in found) for found in marks.values())
+        for inner in folder.iterdir() if folder.is_dir() else ():
+            if inner.is_dir() and not inner.name.startswith("."):
+                half = kept_tensors(inner)
+                total += half or (num_tensors(inner) if (inner / MANIFEST_NAME).is_file() else 0)
+            elif inner.name.endswith(".journal") and not (folder / inner.name.split(".")[1]).exists():
+                total += kept_tensors(folder / inner.name.split(".")[1])
+    return total
+
+
+def num_tensors(folder: Path) -> int:
+    """Return the number of tensors in all weight files below a folder."""
+    return sum(len(read_header(path)) for path in folder.rglob("*.safetensors"))
 
 
 def run_stage(root: Path, name: str) -> None:
@@ -191,7 +246,7 @@ VICTIMS: dict[str, Victim] = {
         ("models/blocks",),
         {"params.yaml": ("extract: {mode: reference}", "extract: {mode: copy}")},
     ),
-    "merge": StageVictim(
+    "merge": MergeVictim(
         "merge", ("models/merged",), ("models/merged",), {"examples/merge/half.yaml": ("{t: 0.5}", "{t: 0.25}")}
     ),
     "train": StageVictim(
