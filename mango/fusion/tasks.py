@@ -1,0 +1,14 @@
+"""What fused models are for, and what their source models are run as."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mango.architectures.tasks import CAUSAL, MASKED
+
+FusedTask = Literal["causal-lm", "masked-lm", "sentence-embedding"]
+
+EMBEDDING: FusedTask = "sentence-embedding"
+
+SOURCE_TASKS: dict[str, str] = {CAUSAL: CAUSAL, MASKED: MASKED, EMBEDDING: MASKED}
+"""For each task of a fused model, the task that its source models must be for."""
