@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,38 @@ def extract_blocks(stage: Stage) -> Mapping[str, float]:
     }
 
 
+def refuse_models(path: Path, assignments: Sequence[str]) -> None:
+    """Refuse models that cannot be extracted, before the schema of all parameters imports every room.
+
+    Models that assignments change, and files that are malformed, are left to what follows.
+
+    Args:
+        path: the parameter file.
+        assignments: what the command line sets.
+
+    Raises:
+        ArchitectureError: a model has no blocks, is of an unknown type, or its parts do not fit.
+        CheckpointError: a model's configuration and weights do not belong together, or a file is malformed.
+        UnsafeFileError: a model's configuration selects code, or asks for more than any real model has.
+    """
+    from mango.blocks import refuse_early
+    from mango.cli.model_names import named_models, named_section
+    from mango.config import read_document
+    from mango.errors import ConfigError
+    from mango.security import Policy, enforced
+
+    if any(assignment.startswith(("models", "security")) for assignment in assignments):
+        return
+    try:
+        models = named_models(path)
+        policy = named_section(path, "security", Policy) if "security" in read_document(path).data else Policy()
+    except (ConfigError, OSError):
+        return
+    with enforced(policy):
+        for source in models.values():
+            refuse_early(source)
+
+
 def write_table(store: BlockStore, path: Path) -> None:
     """Write the statistics of all blocks as parquet, one row a block."""
     import pyarrow as pa
@@ -66,4 +98,4 @@ def write_table(store: BlockStore, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(NAME, extract_blocks, sections=SECTIONS, help_text=__doc__)
+    run_stage(NAME, extract_blocks, sections=SECTIONS, help_text=__doc__, first=refuse_models)

@@ -59,7 +59,14 @@ Work = Callable[[Stage], Mapping[str, float]]
 """A stage's own part: it replaces its outputs and returns its headline metrics."""
 
 
-def run_stage(name: str, work: Work, *, sections: Sequence[str], help_text: str | None) -> None:
+def run_stage(
+    name: str,
+    work: Work,
+    *,
+    sections: Sequence[str],
+    help_text: str | None,
+    first: Callable[[Path, Sequence[str]], None] | None = None,
+) -> None:
     """Run a stage as a command and exit: 0 when done, 2 after ``error:`` lines, 130 on Ctrl-C, 143 on SIGTERM.
 
     A second run of the same stage in the same project leaves at once and says who is at work. The stage's metrics and
@@ -71,6 +78,8 @@ def run_stage(name: str, work: Work, *, sections: Sequence[str], help_text: str 
         work: the stage's own part.
         sections: sections of params.yaml that the stage depends on, for the run's page.
         help_text: what ``--help`` says; the stage module's docstring.
+        first: called with the parameter file and the assignments before anything heavy is imported, to refuse at once
+            what cannot work.
     """
 
     def command(
@@ -81,6 +90,8 @@ def run_stage(name: str, work: Work, *, sections: Sequence[str], help_text: str 
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
         del debug  # looked for by run_command, which shows the traceback
+        if first is not None:
+            first(params, assignments or ())
         _run(name, work, sections, params, assignments or ())
 
     command_line(name, command, help_text=help_text)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mango.blocks.extraction import declared_licence, extract
 from mango.blocks.manifest import FORMAT_VERSION, Manifest, StoredBlock, StoredFile, StoredModel, StoredTensor
 from mango.blocks.params import ExtractParams, Mode
+from mango.blocks.refusals import refuse_early
 from mango.lazy import lazily
 
 if TYPE_CHECKING:
@@ -41,4 +42,5 @@ __all__ = [
     "inspect_model",
     "load_source",
     "read_config",
+    "refuse_early",
 ]

@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mango.architectures.screening import screen, screen_tensors
 from mango.blocks.identity import check_vouched, identify
 from mango.blocks.manifest import MANIFEST_FILE, Manifest, StoredBlock, StoredModel, StoredTensor
 from mango.blocks.params import Mode
 from mango.blocks.quick import Layout, quick_layout
+from mango.blocks.refusals import refuse_folder
 from mango.checkpoints import (
     Checkpoint,
     ModelSource,
     TensorInfo,
     check_hashes,
     copy_tokenizer,
-    read_configuration,
     replace_folder,
     resolve,
     tokenizer_sha256,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from mango.blocks.store import BlockStore
 
 _log = logging.getLogger(__name__)
-CONFIG_NAME = "config.json"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
@@ -102,9 +100,7 @@ def _opened(folder: Path) -> BlockStore:
 
 def _extract_model(name: str, source: ModelSource, folder: Path, out: Path, mode: Mode, *, hashed: bool) -> StoredModel:
     home = resolve(source)
-    screen(read_configuration(home), str(home / CONFIG_NAME))
-    checkpoint = Checkpoint.open_unhashed(home)
-    screen_tensors(checkpoint.config(), {info.name: info.shape for info in checkpoint.infos()}, str(home))
+    checkpoint = refuse_folder(home) or Checkpoint.open_unhashed(home)
     check_vouched(home)
     # Paths of the project move with it; downloads, conversions and folders given from the root stay where they are.
     relative = home == Path(source.source) and not home.is_absolute()

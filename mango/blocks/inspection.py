@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
-from mango.architectures import ComponentMap, build_meta, describe
+from mango.architectures import ComponentMap
+from mango.architectures.screening import screen
 from mango.architectures.support import Support, support_table
-from mango.architectures.tasks import CAUSAL
-from mango.blocks.layout import read_config
-from mango.checkpoints import Checkpoint, ModelSource, resolve
+from mango.blocks.quick import quick_layout
+from mango.blocks.refusals import refuse_folder
+from mango.checkpoints import (
+    Checkpoint,
+    ModelSource,
+    admit_hub,
+    check_configuration,
+    parse_json,
+    read_configuration,
+    resolve,
+)
+from mango.checkpoints.configurations import BOUNDS
 from mango.errors import CheckpointError
-from mango.tensors import dtype_name, item_bytes, parse_dtype
+from mango.tensors import floating_name, item_bytes
+
+_CAUSAL = "causal-lm"
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class Inspection:
         num_parameters: all of its parameters; a tied head counts once.
         block_parameters: parameters of each block.
         edge_parameters: parameters of everything that is no block.
+        extractable: indices of the blocks that `mango extract` writes into a store: those of the main stack.
         weight_bytes: memory for all weights in ``dtype``, or as stored where the files are at hand.
         cache_bytes_per_token: memory for keys and values of one token in all blocks, in ``dtype``.
         stored: whether the sizes come from the files rather than from the configuration.
@@ -60,6 +73,7 @@ class Inspection:
     num_parameters: int
     block_parameters: tuple[int, ...]
     edge_parameters: int
+    extractable: tuple[int, ...]
     weight_bytes: int
     cache_bytes_per_token: int
     stored: bool
@@ -75,8 +89,8 @@ class Inspection:
 def inspect_model(source: ModelSource) -> Inspection:
     """Return what is inside a model; no weight is loaded.
 
-    Of a Hub repository only the configuration is fetched. A GGUF file is converted once into the cache, as for every
-    other use of it.
+    Of a Hub repository only the configuration is fetched, where the policy admits it. A GGUF file is converted once
+    into the cache, as for every other use of it.
 
     Args:
         source: where the model is.
@@ -87,50 +101,53 @@ def inspect_model(source: ModelSource) -> Inspection:
     Raises:
         ArchitectureError: its blocks cannot be found.
         CheckpointError: the model is missing or cannot be read.
+        UnsafeFileError: its configuration selects code, or the policy wants the revision of a Hub repository pinned.
     """
     if _is_local(source):
         folder = resolve(source)
-        has_weights = any(folder.glob("*.safetensors"))
-        checkpoint = Checkpoint.open(folder) if has_weights else None
-        raw = checkpoint.config() if checkpoint else _config_of(str(folder), None)
+        checkpoint = refuse_folder(folder)
+        raw = read_configuration(folder)
     else:
         checkpoint = None
-        raw = _config_of(source.source, source.revision)
-    config = read_config(raw, source.source)
-    return _inspect(source.source, config, checkpoint)
+        raw = _hub_configuration(source)
+        screen(raw, source.source)
+    return _inspect(source.source, raw, checkpoint)
 
 
 def _is_local(source: ModelSource) -> bool:
     return source.gguf_file is not None or Path(source.source).expanduser().exists() or source.source.endswith(".gguf")
 
 
-def _config_of(source: str, revision: str | None) -> dict[str, Any]:
+def _hub_configuration(source: ModelSource) -> dict[str, Any]:
+    """Fetch the configuration of a Hub repository alone, where the policy admits the repository."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
-        raw, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    except (OSError, ValueError) as error:
+        admit_hub(source)
+        file = Path(hf_hub_download(source.source, "config.json", revision=source.revision))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, CheckpointError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{source}: no folder of that name, and no configuration on the Hub: {reason}") from error
-    if "model_type" not in raw:
-        raise CheckpointError(f"{source}: holds no config.json with a model type, so it is no model")
-    return dict(raw)
+        raise CheckpointError(
+            f"{source.source}: no folder of that name, and no configuration on the Hub: {reason}"
+        ) from error
+    raw = parse_json(file.read_bytes(), f"{source.source}: config.json", BOUNDS)
+    return check_configuration(raw, f"{source.source}: config.json")
 
 
-def _inspect(source: str, config: PretrainedConfig, checkpoint: Checkpoint | None) -> Inspection:
-    components = describe(config)
-    model = build_meta(config, components.task)
-    blocks = model.get_submodule(components.blocks_path)
-    per_block = tuple(sum(p.numel() for p in block.parameters()) for block in blocks.children())
-    total = sum(p.numel() for p in model.parameters())
-    if checkpoint is not None:
-        by_type: dict[str, int] = {}
-        for info in checkpoint.infos():
-            by_type[info.dtype] = by_type.get(info.dtype, 0) + info.end - info.start
-        dtype = max(sorted(by_type), key=by_type.__getitem__)
-        weight_bytes = sum(by_type.values())
+def _inspect(source: str, raw: Mapping[str, Any], checkpoint: Checkpoint | None) -> Inspection:
+    by_type: dict[str, int] = {}
+    for info in () if checkpoint is None else checkpoint.infos():
+        by_type[info.dtype] = by_type.get(info.dtype, 0) + info.end - info.start
+    layout = None if checkpoint is None else quick_layout(checkpoint)
+    if layout is not None:
+        components = layout.components
+        per_block = tuple(sum(math.prod(at.shape) for at in tensors.values()) for _, tensors in layout.blocks)
+        edges = sum(math.prod(at.shape) for at in layout.edges.values())
     else:
-        declared = config.dtype if config.dtype is not None else "float32"
-        dtype = dtype_name(parse_dtype(str(declared)))
-        weight_bytes = total * item_bytes(dtype)
+        components, per_block, edges = _watched(raw, source)
+    dtype = max(sorted(by_type), key=by_type.__getitem__) if by_type else floating_name(components.dtype or "float32")
+    total = sum(per_block) + edges
     caching = sum(
         bool({"full", "sliding", "chunked"} & set(kind.split("+"))) for kind in components.stacks[0].attention
     )
@@ -142,8 +159,9 @@ def _inspect(source: str, config: PretrainedConfig, checkpoint: Checkpoint | Non
         dtype=dtype,
         num_parameters=total,
         block_parameters=per_block,
-        edge_parameters=total - sum(per_block),
-        weight_bytes=weight_bytes,
+        edge_parameters=edges,
+        extractable=tuple(range(components.num_blocks)),
+        weight_bytes=sum(by_type.values()) or total * item_bytes(dtype),
         cache_bytes_per_token=keys_and_values * item_bytes(dtype),
         stored=checkpoint is not None,
         host=None if row is None else row.host,
@@ -152,8 +170,21 @@ def _inspect(source: str, config: PretrainedConfig, checkpoint: Checkpoint | Non
     )
 
 
+def _watched(raw: Mapping[str, Any], where: str) -> tuple[ComponentMap, tuple[int, ...], int]:
+    """Return the map of a model, and the parameters of its blocks and edges, by building it without weights."""
+    from mango.architectures import build_meta, describe
+    from mango.blocks.layout import read_config
+
+    config = read_config(dict(raw), where)
+    components = describe(config)
+    model = build_meta(config, components.task)
+    blocks = model.get_submodule(components.blocks_path)
+    per_block = tuple(sum(p.numel() for p in block.parameters()) for block in blocks.children())
+    return components, per_block, sum(p.numel() for p in model.parameters()) - sum(per_block)
+
+
 def _fusion(components: ComponentMap, row: Support | None) -> Fusion:
-    if components.task != CAUSAL:
+    if components.task != _CAUSAL:
         what = f"fused models are causal language models so far, and this is a model for {components.task}"
         return Fusion(False, (), (), what)
     if row is None:
