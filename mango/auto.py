@@ -14,6 +14,13 @@ from types import ModuleType
 from typing import Any
 
 MODEL_TYPE = "mol"
+
+AUTO_CLASSES = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sentence-embedding": "AutoModel",
+}
+"""The Auto class of each task that a fused model may be for."""
 _TABLE = "transformers.models.auto.configuration_auto"
 
 
@@ -28,11 +35,12 @@ def announce() -> None:
 
 def register() -> Any:
     """Register the real classes with the Auto classes and return the configuration class."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     fusion = importlib.import_module("mango.fusion")  # by name: this module lies below it
-    AutoConfig.register(MODEL_TYPE, fusion.MolConfig, exist_ok=True)
-    AutoModelForCausalLM.register(fusion.MolConfig, fusion.MolForCausalLM, exist_ok=True)
+    transformers.AutoConfig.register(MODEL_TYPE, fusion.MolConfig, exist_ok=True)
+    for task, name in AUTO_CLASSES.items():
+        getattr(transformers, name).register(fusion.MolConfig, fusion.HEADS[task], exist_ok=True)
     return fusion.MolConfig
 
 

@@ -88,9 +88,8 @@ def headline_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     figures = {name: float(value) for name, value in evaluation["headline"].items() if value is not None}
     for system in evaluation["systems"]:
         if system["kind"] == "fused":
-            figures[f"{system['name']}.pure_mean"] = system["pure_mean"]
-            figures[f"{system['name']}.switching"] = system["switching"]
-            figures[f"{system['name']}.cost_switching"] = system["cost_switching"]
+            measures = ("pure_mean", "switching", "cost_switching")
+            figures |= {f"{system['name']}.{m}": float(system[m]) for m in measures if system[m] is not None}
     return figures
 
 

@@ -37,10 +37,11 @@ ON = {
 }
 MODULES = {"safetensors", "pickle", "cloudpickle", "dill", "joblib", "gguf", "marshal", "shelve"}
 ALLOWED = {
-    ("mango/fusion/modeling.py", "from_pretrained"): "the method that the Auto class calls; it checks, then calls up",
+    ("mango/fusion/core.py", "from_pretrained"): "the method that the Auto class calls; it checks, then calls up",
     ("mango/blocks/inspection.py", "get_config_dict"): "of a Hub id, whose configuration alone is fetched",
     ("mango/blocks/mapped.py", "from_file"): "byte ranges that the store's manifest gives, compared with its hashes",
     ("mango/merging/adapters.py", "snapshot_download"): "an adapter's two files, after the policy has let them pass",
+    ("mango/merging/measuring.py", "from_file"): "a scratch file of its own, after its hash",
     ("mango/merging/remote.py", "snapshot_download"): "small files for a plan, after the policy has let them pass",
     ("mango/merging/vocabularies.py", "from_file"): "after check_tokenizer",
     ("mango/surgery/lora/spill.py", "from_file"): "a scratch file of its own",

@@ -24,6 +24,6 @@ def load_source(
         CheckpointError: its folder is gone or cannot be opened; see :func:`mango.checkpoints.open_model`.
         UnknownNameError: the store has no such model.
     """
-    model = open_model(store.tokenizer_folder(name), dtype=dtype)
+    model = open_model(store.tokenizer_folder(name), dtype=dtype, task=store.model(name).architecture.task)
     model.to(device)  # type: ignore[arg-type]
     return model

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mango.auto import AUTO_CLASSES, MODEL_TYPE
 from mango.checkpoints.configurations import (
     BOUNDS,
     GENERATION_NAME,
@@ -78,8 +79,10 @@ def open_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def open_model(folder: Path | str, *, dtype: torch.dtype | str = "auto", finite: bool = False) -> PreTrainedModel:
-    """Return the causal language model of a folder, checked first, in evaluation mode and on the CPU.
+def open_model(
+    folder: Path | str, *, dtype: torch.dtype | str = "auto", finite: bool = False, task: str = "causal-lm"
+) -> PreTrainedModel:
+    """Return the model of a folder, checked first, in evaluation mode and on the CPU.
 
     Large files are hashed while they load; the model is returned when every hash is right.
 
@@ -87,6 +90,7 @@ def open_model(folder: Path | str, *, dtype: torch.dtype | str = "auto", finite:
         folder: the model folder.
         dtype: element type of its weights; as stored with ``"auto"``.
         finite: read every weight and refuse NaN and infinite numbers.
+        task: what to open it for, of :data:`mango.auto.AUTO_CLASSES`; a fused model says itself what it is for.
 
     Raises:
         CheckpointError: a file is missing or malformed, transformers refuses the model, or tensors are missing,
@@ -100,10 +104,8 @@ def open_model(folder: Path | str, *, dtype: torch.dtype | str = "auto", finite:
             from mango.checkpoints.values import check_values
 
             check_values(checkpoint)
-        from transformers import AutoModelForCausalLM
-
         with _building(folder):
-            opened: Any = AutoModelForCausalLM.from_pretrained(
+            opened: Any = _auto_class(folder, task).from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_CLOSED
             )
     model, info = opened
@@ -125,15 +127,26 @@ def check_tensors(folder: Path | str) -> str:
     """
     folder = Path(folder)
     check_size(read_configuration(folder), Checkpoint.open_unhashed(folder), str(folder / "config.json"))
-    from transformers import AutoModelForCausalLM
-
     with _building(folder):
-        opened: Any = AutoModelForCausalLM.from_pretrained(
+        opened: Any = _auto_class(folder, "causal-lm").from_pretrained(
             folder, device_map="meta", use_safetensors=True, output_loading_info=True, **_CLOSED
         )
     model, info = opened
     refuse_other_tensors(folder, info)
     return type(model).__name__
+
+
+def _auto_class(folder: Path, task: str) -> Any:
+    """Return the Auto class that opens a checked folder; a fused model's configuration says what it is for."""
+    import transformers
+
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") == MODEL_TYPE:
+        task = raw.get("task", "causal-lm")
+        if task not in AUTO_CLASSES:
+            known = ", ".join(AUTO_CLASSES)
+            raise CheckpointError(f"{folder / 'config.json'}: task {task!r} is unknown. Known: {known}")
+    return getattr(transformers, AUTO_CLASSES[task])
 
 
 @contextmanager
@@ -176,7 +189,7 @@ def check_size(raw: Mapping[str, Any], checkpoint: Checkpoint, where: str) -> No
     Raises:
         CheckpointError: there are fewer tensors than blocks, or fewer elements than tokens.
     """
-    fused = raw.get("model_type") == "mol"  # holds parts of models: fewer blocks than their configurations say
+    fused = raw.get("model_type") == MODEL_TYPE  # holds parts of models: fewer blocks than their configurations say
     sources = raw.get("sources")
     configs = [raw, *(sources.values() if fused and isinstance(sources, dict) else ())]
     limits = {"vocab_size": (sum(info.end - info.start for info in checkpoint.infos()), "bytes")}

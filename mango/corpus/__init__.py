@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mango.corpus.examples import Examples, examples
 from mango.corpus.packing import pack
 from mango.corpus.params import CorpusParams
+from mango.corpus.predictions import mistakes, predictions, regrets
 from mango.corpus.reading import COLUMNS, SPLITS, corpus_sha256, read_split, split_path
 from mango.corpus.scoring import token_losses
 from mango.corpus.sequences import Sequences, concatenate
@@ -15,11 +17,16 @@ __all__ = [
     "COLUMNS",
     "SPLITS",
     "CorpusParams",
+    "Examples",
     "Sequences",
     "concatenate",
     "corpus_sha256",
+    "examples",
+    "mistakes",
     "pack",
+    "predictions",
     "read_split",
+    "regrets",
     "split_path",
     "switching",
     "token_bytes",

@@ -12,8 +12,9 @@ from mango.evaluation.headline import headline
 from mango.evaluation.metrics import Estimate, bits_per_byte, gap_closed, nats_per_token
 from mango.evaluation.params import EvaluateParams
 from mango.evaluation.report import write_report
-from mango.evaluation.runner import Subjects, evaluate_all
+from mango.evaluation.runner import evaluate_all
 from mango.evaluation.schema import parse, validate
+from mango.evaluation.subjects import Subjects
 
 __all__ = [
     "Estimate",

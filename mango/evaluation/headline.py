@@ -18,7 +18,9 @@ def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "gap_closed_soft": gap_closed(trunk, oracle, soft["pure_mean"]),
         "gap_closed_hard": gap_closed(trunk, oracle, hard["pure_mean"]),
-        "switching_hard_minus_posterior_ensemble": hard["switching"] - by_name["ensemble_posterior"]["switching"],
+        "switching_hard_minus_posterior_ensemble": None
+        if hard["switching"] is None
+        else hard["switching"] - by_name["ensemble_posterior"]["switching"],
         "cost_hard_switching": hard["cost_switching"],
         "beats_every_static_merge": all(_beats((soft, hard), merge) for merge in merges) if merges else None,
         "beats_self_stitch": None if stitch is None else _beats((soft, hard), stitch),
@@ -26,4 +28,5 @@ def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _beats(fused: Sequence[dict[str, Any]], other: dict[str, Any]) -> bool:
-    return all(row[text] < other[text] for row in fused for text in ("pure_mean", "switching"))
+    texts = [text for text in ("pure_mean", "switching") if other[text] is not None]
+    return all(row[text] < other[text] for row in fused for text in texts)

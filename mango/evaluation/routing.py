@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mango.corpus import Sequences
-from mango.fusion import MolForCausalLM
+from mango.fusion import MolForCausalLM, MolPreTrainedModel
 
 
 class RoutingTotals:
@@ -20,7 +20,7 @@ class RoutingTotals:
         model: the fused model.
     """
 
-    def __init__(self, model: MolForCausalLM) -> None:
+    def __init__(self, model: MolPreTrainedModel) -> None:
         self.model = model
         self.num_tokens = 0
         self.processed = torch.zeros(len(model.spans), dtype=torch.long)

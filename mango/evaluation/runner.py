@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mango import console
-from mango.blocks import BlockStore, load_source
+from mango.blocks import load_source
 from mango.checkpoints import open_model, open_tokenizer
 from mango.corpus import CorpusParams, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
+from mango.evaluation.head_document import head_document
 from mango.evaluation.headline import headline
+from mango.evaluation.heads import evaluate_head
 from mango.evaluation.params import EvaluateParams
 from mango.evaluation.routing import positions, sample
 from mango.evaluation.speed import seconds
+from mango.evaluation.subjects import Subjects, saved_models
 from mango.evaluation.systems import SWITCHING, Bench, Measured, Texts, row
-from mango.fusion import MolForCausalLM
+from mango.fusion import MolEncoder, MolForCausalLM, MolPreTrainedModel
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Subjects:
-    """Where what is compared lies.
-
-    Args:
-        fused: folder of the fused model.
-        store: the blocks, through which the source models are found.
-        merged: folder with a merged checkpoint in each of its folders; left out where it does not exist.
-        controls: folder with the controls; left out where it does not exist.
-    """
-
-    fused: Path
-    store: BlockStore
-    merged: Path
-    controls: Path
 
 
 def test_texts(corpus: CorpusParams, params: EvaluateParams, tokenizer: PreTrainedTokenizerBase, seed: int) -> Texts:
@@ -85,8 +70,19 @@ def evaluate_all(
         CheckpointError: a model cannot be read.
     """
     device = torch.device(device)
-    fused = _load_fused(subjects.fused, device)
+    opened = _load_fused(subjects.fused, device)
     tokenizer = open_tokenizer(subjects.fused)
+    record = {
+        "seed": seed,
+        "training": {"curve": _curve(subjects.fused)},
+        "parameters": dict(parameters or {}),
+        "provenance": dict(provenance or {}),
+    }
+    if isinstance(opened, MolEncoder):
+        found = evaluate_head(opened, subjects, corpus, params, tokenizer, seed=seed, device=device)
+        return head_document(found, corpus_sha256(corpus.path), record)
+    assert isinstance(opened, MolForCausalLM)
+    fused = opened
     texts = test_texts(corpus, params, tokenizer, seed)
     sources = [fused.layout.experts[0].source]
     sources += [e.source for e in fused.layout.experts[1:] if e.source not in sources]
@@ -110,21 +106,14 @@ def evaluate_all(
         else:
             add(f"expert_{name}", f"Expert {name}", "expert", single[-1], "one source model, alone")
     rows.insert(1, _best_single(rows))
-    for name, label, load in _models(subjects, device):
-        add(
-            name,
-            label,
-            "control" if name in ("self_stitch", "continued_trunk") else "merge",
-            bench.measure(load),
-            NOTES.get(name, "one static model, merged from the experts"),
-        )
+    for name, label, kind, folder, note in saved_models(subjects):
+        add(name, label, kind, bench.measure(lambda folder=folder: _saved(folder, device)), note)  # type: ignore[misc]
     _whole_models(add, single, params, corpus, len(sources))
     soft, hard = _fused_modes(add, bench, subjects.fused, device)
     domains = [text for text in texts if text != SWITCHING]
     fused.set_routing("soft")
     return {
         "schema_version": 1,
-        "seed": seed,
         "units": {
             "pure": "bits_per_byte",
             "switching": "nats_per_token",
@@ -143,7 +132,6 @@ def evaluate_all(
                 for index in range(2)
             ],
         },
-        "training": {"curve": _curve(subjects.fused)},
         "corpus": {
             "domains": {
                 domain: {
@@ -154,20 +142,13 @@ def evaluate_all(
             },
             "sha256": corpus_sha256(corpus.path),
         },
-        "parameters": dict(parameters or {}),
-        "provenance": dict(provenance or {}),
+        **record,
     }
 
 
-NOTES = {
-    "self_stitch": "the same adapters and routers, with the trunk's own spans as every expert: capacity without fusion",
-    "continued_trunk": "the trunk, all weights trained on the sequences that the fused model was trained on",
-}
-
-
-def _load_fused(folder: Path, device: torch.device) -> MolForCausalLM:
+def _load_fused(folder: Path, device: torch.device) -> MolPreTrainedModel:
     model = open_model(folder)
-    if not isinstance(model, MolForCausalLM):
+    if not isinstance(model, MolPreTrainedModel):
         raise EvaluationError(f"{folder}: holds a {type(model).__name__}, no fused model; run the training stage")
     nn.Module.to(model, device)  # the class's own `to` has no types
     return model
@@ -179,21 +160,12 @@ def _best_single(rows: list[Row]) -> Row:
             "note": "the source model with the lowest mean over domains"}  # fmt: skip
 
 
-def _models(subjects: Subjects, device: torch.device) -> Iterator[tuple[str, str, Callable[[], nn.Module]]]:
-    """Yield every model that lies in a folder: static merges, then controls."""
-    labels = {"self_stitch": "Self-stitch", "continued_trunk": "Trunk trained further"}
-    for root, prefix in ((subjects.merged, "merge_"), (subjects.controls, "")):
-        for folder in sorted(root.iterdir()) if root.is_dir() else ():
-            if (folder / "config.json").is_file():
-
-                def load(folder: Path = folder) -> nn.Module:
-                    model = open_model(folder, dtype=torch.float32)
-                    nn.Module.to(model, device)
-                    if isinstance(model, MolForCausalLM):
-                        model.set_routing("soft")
-                    return model
-
-                yield f"{prefix}{folder.name}", labels.get(folder.name, f"Merge {folder.name}"), load
+def _saved(folder: Path, device: torch.device) -> nn.Module:
+    model = open_model(folder, dtype=torch.float32)
+    nn.Module.to(model, device)
+    if isinstance(model, MolForCausalLM):
+        model.set_routing("soft")
+    return model
 
 
 def _whole_models(

@@ -5,9 +5,12 @@ from mango.fusion.adapters import Adapter, BottleneckAdapter, LinearAdapter
 from mango.fusion.build import build_fused
 from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
+from mango.fusion.core import MolPreTrainedModel
+from mango.fusion.encoders import MolEncoder, MolForMaskedLM, MolForSentenceEmbedding
+from mango.fusion.heads import HEADS
 from mango.fusion.layout import Expert, Layout, Span, make_layout
 from mango.fusion.modeling import MolForCausalLM
-from mango.fusion.output import MolOutput, Routing
+from mango.fusion.output import EncoderOutput, MolOutput, Routing
 from mango.fusion.params import AdapterParams, ExpertParams, FusionParams, RouterParams, SpanParams
 from mango.fusion.pooling import Pool
 from mango.fusion.registries import ADAPTERS, ROUTERS
@@ -15,11 +18,13 @@ from mango.fusion.routers import Decision, Router, Selection, SimpleRouter, Toke
 
 __all__ = [
     "ADAPTERS",
+    "HEADS",
     "ROUTERS",
     "Adapter",
     "AdapterParams",
     "BottleneckAdapter",
     "Decision",
+    "EncoderOutput",
     "Expert",
     "ExpertParams",
     "FusedCache",
@@ -27,8 +32,12 @@ __all__ = [
     "Layout",
     "LinearAdapter",
     "MolConfig",
+    "MolEncoder",
     "MolForCausalLM",
+    "MolForMaskedLM",
+    "MolForSentenceEmbedding",
     "MolOutput",
+    "MolPreTrainedModel",
     "Pool",
     "Router",
     "RouterParams",

@@ -8,26 +8,27 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mango.architectures import ComponentMap, capture_block_calls
 from mango.architectures.meta import MODEL_FAILURES
+from mango.architectures.tasks import CAUSAL, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError
+from mango.fusion.comparison import compare
+from mango.fusion.core import MolPreTrainedModel
+from mango.fusion.encoder_agreement import EncoderTrace
 from mango.fusion.expert import FusedExpert
-from mango.fusion.modeling import MolForCausalLM
 from mango.fusion.shells import Body, Tail
 
 NUM_TOKENS = 4
-TOLERANCE = 1e-4
-"""Largest difference, relative to the largest value, in float32; parts run the source model's own code."""
 
 _NEEDED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
 
 
 @torch.no_grad()
-def check_agreement(model: MolForCausalLM, store: BlockStore) -> None:
+def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
     """Run every span and every head on a few tokens, and compare with the source models.
 
     Each span is run at once and in two steps with its cache, with a padded row beside a full one.
@@ -45,7 +46,7 @@ def check_agreement(model: MolForCausalLM, store: BlockStore) -> None:
         parts = store.model(name).architecture
         try:
             source = _open(store, name, dtype, model.config.source_config(name))
-            trace = _Trace(source, parts)
+            trace = _Trace(source, parts) if parts.task == CAUSAL else EncoderTrace(source, parts)
             for number, expert in enumerate(layout.experts):
                 fused = model.experts[number]
                 if expert.source == name and isinstance(fused, FusedExpert):
@@ -65,13 +66,17 @@ def check_agreement(model: MolForCausalLM, store: BlockStore) -> None:
 def _open(store: BlockStore, name: str, dtype: torch.dtype, config: PretrainedConfig) -> PreTrainedModel:
     parts = store.model(name).architecture
     with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model_class: Any = class_for(config, parts.task)
+        model: PreTrainedModel = model_class._from_config(config)
     tensors = dict(store.edge_tensors(name))
     for index in range(parts.num_blocks):
         prefix = parts.block_prefix(index)
         tensors |= {f"{prefix}{key}": value for key, value in store.block_tensors(name, index).items()}
     if parts.tied:
         tensors[f"{parts.head}.weight"] = tensors[f"{parts.embeddings}.weight"]
+    for name, other in model.all_tied_weights_keys.items():  # such as two names of a head's bias
+        if other in tensors:
+            tensors.setdefault(name, tensors[other])
     values = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     model.load_state_dict(values, strict=True, assign=True)
     model.train(False)
@@ -113,26 +118,14 @@ class _Trace:
     def check_body(self, body: Body, what: str) -> None:
         inputs = self.ids if body.front else self.states[body.start]
         wanted = self.states[body.start + body.num_blocks]
-        self._compare(body(inputs, self.mask, self.positions, None), wanted, what)
+        compare(body(inputs, self.mask, self.positions, None), wanted, self.mask, what)
         cache, split = body.new_cache(), inputs.shape[1] // 2
         chunks = [slice(None, split), slice(split, None)] if split else [slice(None)]
         steps = [
             body(inputs[:, chunk], self.mask[:, : chunk.stop], self.positions[:, chunk], cache) for chunk in chunks
         ]
-        self._compare(torch.cat(steps, 1), wanted, f"{what}, with a cache")
+        compare(torch.cat(steps, 1), wanted, self.mask, f"{what}, with a cache")
 
     def check_tail(self, tail: Tail, what: str) -> None:
         wanted = self.logits
-        self._compare(tail(self.states[-1].flatten(0, 1)).view_as(wanted), wanted, what)
-
-    def _compare(self, found: Tensor, wanted: Tensor, what: str) -> None:
-        found, wanted = found[self.mask].float(), wanted[self.mask].float()
-        limit = max(TOLERANCE, 8 * torch.finfo(self.logits.dtype).eps)
-        scale = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-        error = float((found - wanted).abs().max() / scale)
-        if not error <= limit:
-            raise ArchitectureError(
-                f"{what} do not compute on their own what they compute inside their model: the relative difference is "
-                f"{error:.1e}, at most {limit:.0e} is wanted. The model does something between its embedding and its "
-                "blocks, or between its blocks, that a span cannot carry; it can be neither trunk nor expert"
-            )
+        compare(tail(self.states[-1].flatten(0, 1)).view_as(wanted), wanted, self.mask, what)

@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 
 from mango.architectures import ComponentMap
-from mango.architectures.tasks import CAUSAL
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
 from mango.fusion.configuration import MolConfig
+from mango.fusion.core import TRAINED, MolPreTrainedModel, source_configs
+from mango.fusion.expert import Shells
+from mango.fusion.heads import HEADS
 from mango.fusion.layout import Layout, make_layout
-from mango.fusion.modeling import TRAINED, MolForCausalLM, source_configs
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
+from mango.fusion.tasks import SOURCE_TASKS
 
 
 def build_fused(
     store: BlockStore, fusion: FusionParams, router: RouterParams, adapter: AdapterParams, *, seed: int
-) -> MolForCausalLM:
+) -> MolPreTrainedModel:
     """Build a fused model from a block store; adapters and routers get their untrained start.
 
     Args:
@@ -29,7 +31,7 @@ def build_fused(
         seed: of the random part of that start.
 
     Returns:
-        The model on the CPU, in evaluation mode.
+        The model on the CPU, in evaluation mode, of the class that ``fusion.task`` says.
 
     Raises:
         IncompatibleBlocksError: tokenizers differ, or models do not fit together.
@@ -39,11 +41,13 @@ def build_fused(
     names = sorted({fusion.trunk, *(expert.model for expert in fusion.experts)})
     maps: dict[str, ComponentMap] = {name: store.model(name).architecture for name in names}
     for name in names:
-        if maps[name].task != CAUSAL:
+        if maps[name].task != SOURCE_TASKS[fusion.task]:
             raise ArchitectureError(
-                f"fusion: {name!r} ({maps[name].architecture}, for {maps[name].task}): fused models are causal "
-                "language models so far; `mango architectures` lists what can be fused"
+                f"fusion: {name!r} ({maps[name].architecture}) is for {maps[name].task}, and fusion.task is "
+                f"{fusion.task}, which fuses models for {SOURCE_TASKS[fusion.task]}; `mango architectures` lists what "
+                "can be fused"
             )
+    head = HEADS[fusion.task]
     _check_tokenizers(store, fusion.trunk, names)
     layout = make_layout(fusion, maps)
     trunk = store.config(fusion.trunk)
@@ -59,20 +63,21 @@ def build_fused(
         bos_token_id=getattr(text, "bos_token_id", None),
         eos_token_id=getattr(text, "eos_token_id", None),
         pad_token_id=getattr(text, "pad_token_id", None),
-        architectures=["MolForCausalLM"],
+        architectures=[head.__name__],
+        task=fusion.task,
     )
     dtype: torch.dtype = getattr(torch, fusion.dtype)
-    weights = _weights(store, layout, maps)
+    weights = _weights(store, layout, maps, head.shells)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.device("meta"):
-            skeleton = MolForCausalLM(config)
+            skeleton = head(config)
         wanted = set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys)
         ours = {name for name in wanted if _is_trained(name)}
         missing, surplus = sorted(wanted - ours - set(weights)), sorted(set(weights) - wanted)
         if missing or surplus:
             raise ArchitectureError(f"the stored blocks do not make the model: missing {missing}, surplus {surplus}")
-        model = MolForCausalLM(config)
+        model = head(config)
         # Only what a checkpoint holds: tables of positions keep the precision that they are computed in.
         for name, tensor in model.state_dict(keep_vars=True).items():
             if tensor.is_floating_point() and name not in ours:
@@ -91,7 +96,7 @@ def _is_trained(name: str) -> bool:
 
 
 @torch.no_grad()
-def _fill(model: MolForCausalLM, weights: dict[str, Tensor]) -> None:
+def _fill(model: MolPreTrainedModel, weights: dict[str, Tensor]) -> None:
     for name, tensor in weights.items():
         module_name, _, leaf = name.rpartition(".")
         target = getattr(model.get_submodule(module_name), leaf)
@@ -111,7 +116,7 @@ def _check_tokenizers(store: BlockStore, trunk: str, names: list[str]) -> None:
             )
 
 
-def _weights(store: BlockStore, layout: Layout, maps: dict[str, ComponentMap]) -> dict[str, Tensor]:
+def _weights(store: BlockStore, layout: Layout, maps: dict[str, ComponentMap], shells: Shells) -> dict[str, Tensor]:
     """Return every tensor of the source models under its name in the fused model."""
     out: dict[str, Tensor] = {}
     last = layout.num_positions
@@ -122,21 +127,21 @@ def _weights(store: BlockStore, layout: Layout, maps: dict[str, ComponentMap]) -
             for block in range(span.start, span.stop):
                 for name, tensor in store.block_tensors(expert.source, block).items():
                     out[f"{root}.bodies.{index}.base.{parts.blocks}.{block - span.start}.{name}"] = tensor
-        first, end = expert.spans[0], expert.spans[-1]
+        first = expert.spans[0]
         edges = store.edge_tensors(expert.source)
         front = expert.own_edges and first.enter == 0 and first.start == 0
-        tail = expert.own_edges and end.exit == last and end.stop == parts.num_blocks
+        tail = shells.own_tail(expert, parts, last, anchor=number == 0)
         base = f"{parts.base_prefix}."
         for name, tensor in edges.items():
             inner = name.removeprefix(base) if name.startswith(base) else None
             if inner is not None and _under(inner, parts.before):
                 if front:
                     out[f"{root}.bodies.0.base.{inner}"] = tensor
-            elif tail and (inner is None or _under(inner, parts.after)):
+            elif tail and (shells.headed if inner is None else _under(inner, parts.after)):
                 out[f"{root}.tail.model.{name}"] = tensor
             elif inner is not None and not _under(inner, parts.after):
                 raise ArchitectureError(f"{expert.source!r}: {name} is neither before nor after its blocks")
-        if tail and parts.tied and not front:
+        if tail and shells.headed and parts.tied and not front:
             out[f"{root}.tail.model.{parts.head}.weight"] = edges[f"{parts.embeddings}.weight"]
     return out
 

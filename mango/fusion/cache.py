@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -28,6 +29,8 @@ class PositionMemory:
         processed: which expert has processed it, ``[rows, kept, experts]``.
         seen: tokens that have entered so far, ``[rows]``.
         prompt_sum: float64 sum of the states that a prompt pool has read, ``[rows, width]``.
+        belief: float64 log-probabilities of the experts after the last token, ``[rows, experts]``.
+        choice: the expert of the last token, ``[rows]``; before any, the number of experts.
     """
 
     states: Tensor
@@ -38,6 +41,8 @@ class PositionMemory:
     processed: Tensor
     seen: Tensor
     prompt_sum: Tensor
+    belief: Tensor
+    choice: Tensor
 
     @classmethod
     def empty(cls, states: Tensor, num_experts: int) -> PositionMemory:
@@ -54,6 +59,8 @@ class PositionMemory:
             flags,
             torch.zeros(rows, dtype=torch.long, device=states.device),
             torch.zeros(rows, width, dtype=torch.float64, device=states.device),
+            torch.full((rows, num_experts), -math.log(num_experts), dtype=torch.float64, device=states.device),
+            torch.full((rows,), num_experts, device=states.device),
         )
 
     def keep(self, number: int) -> PositionMemory:
@@ -74,6 +81,8 @@ class PositionMemory:
             take(self.processed),
             self.seen,
             self.prompt_sum,
+            self.belief,
+            self.choice,
         )
 
     def select(self, rows: Tensor) -> PositionMemory:

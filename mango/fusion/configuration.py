@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from mango.architectures.tasks import CAUSAL, class_for
 from mango.checkpoints import check_configuration
 from mango.errors import CheckpointError, ConfigError
 from mango.fusion.layout import Layout
 from mango.fusion.params import AdapterParams, RouterParams
+from mango.fusion.tasks import SOURCE_TASKS
 
 
 class MolConfig(PretrainedConfig):
@@ -23,6 +24,7 @@ class MolConfig(PretrainedConfig):
         adapter: parameters of the adapter.
         vocab_size: size of the shared vocabulary.
         hidden_size: width of the trunk.
+        task: what it is for, of :data:`mango.fusion.tasks.SOURCE_TASKS`.
         kwargs: what every configuration of ``transformers`` takes.
     """
 
@@ -43,8 +45,12 @@ class MolConfig(PretrainedConfig):
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
         initializer_range: float = 0.02,
+        task: str = CAUSAL,
         **kwargs: Any,
     ) -> None:
+        if task not in SOURCE_TASKS:
+            raise ConfigError(f"config.json: task {task!r} is unknown. Known: {', '.join(SOURCE_TASKS)}")
+        self.task = task
         self.sources = sources or {}
         self.layout = layout or {"cuts": [0], "experts": []}
         self.router = router or RouterParams().model_dump(mode="json")
@@ -87,6 +93,11 @@ class MolConfig(PretrainedConfig):
         """Return the cuts and experts."""
         return Layout.from_dict(self.layout)
 
+    @property
+    def source_task(self) -> str:
+        """What the source models are for, of :data:`mango.architectures.TASKS`."""
+        return SOURCE_TASKS[self.task]
+
     def source_config(self, name: str) -> PretrainedConfig:
         """Return the configuration of a source model, a new object at each call.
 
@@ -103,7 +114,7 @@ class MolConfig(PretrainedConfig):
             raise ConfigError(f"config.json: sources.{name}: the installed transformers has no model type {kind!r}")
         config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values)
         wanted = self._attn_implementation
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        model_class = class_for(config, self.source_task)
         if wanted == "sdpa" and not getattr(model_class, "_supports_sdpa", True):
             wanted = "eager"  # as it has when it is opened on its own
         config._attn_implementation = wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,34 @@ from mango.fusion.registries import ADAPTERS
 from mango.fusion.shells import Body, Tail
 
 
+@dataclass(frozen=True)
+class Shells:
+    """How a kind of fused model runs parts of its source models.
+
+    Args:
+        body: runs a span.
+        tail: runs the final norm and head.
+        headed: whether models end in heads, in which experts may end too, and whose distributions are mixed; otherwise
+            all end in the trunk's norm, through adapters.
+    """
+
+    body: type[Body]
+    tail: type[Tail]
+    headed: bool = True
+
+    def own_tail(self, expert: Expert, parts: ComponentMap, last: int, *, anchor: bool) -> bool:
+        """Tell whether an expert ends in its own norm and head.
+
+        Args:
+            expert: its place in the layout.
+            parts: where its source model keeps its parts.
+            last: the last cut.
+            anchor: whether it is the anchor.
+        """
+        end = expert.spans[-1]
+        return (self.headed or anchor) and expert.own_edges and end.exit == last and end.stop == parts.num_blocks
+
+
 class FusedExpert(nn.Module):
     """An expert's parts: its spans, its adapters, and its own norm and head if it has them.
 
@@ -23,7 +52,9 @@ class FusedExpert(nn.Module):
         parts: where the source model keeps its parts.
         width: width of the trunk.
         adapter: parameters of the adapters.
+        shells: how parts of its source model are run.
         anchor: whether it is the anchor, which has no adapters.
+        last: the last cut.
     """
 
     def __init__(
@@ -33,19 +64,19 @@ class FusedExpert(nn.Module):
         parts: ComponentMap,
         width: int,
         adapter: AdapterParams,
+        shells: Shells,
         *,
         anchor: bool,
         last: int,
     ) -> None:
         super().__init__()
         self.fronts = [expert.own_edges and span.enter == 0 and span.start == 0 for span in expert.spans]
-        end = expert.spans[-1]
-        self.own_tail = expert.own_edges and end.exit == last and end.stop == parts.num_blocks
+        self.own_tail = shells.own_tail(expert, parts, last, anchor=anchor)
         self.bodies = nn.ModuleList(
-            Body(config, parts, span.start, span.stop, front=front)
+            shells.body(config, parts, span.start, span.stop, front=front)
             for span, front in zip(expert.spans, self.fronts, strict=True)
         )
-        self.tail = Tail(config, parts) if self.own_tail else None
+        self.tail = shells.tail(config, parts) if self.own_tail else None
         make = ADAPTERS[adapter.type]
         chosen = adapter.chosen()
 
@@ -57,6 +88,16 @@ class FusedExpert(nn.Module):
         outputs = [not anchor and not (self.own_tail and i == count - 1) for i in range(count)]
         self.inputs = nn.ModuleDict({str(i): new(width, parts.width) for i in range(count) if inputs[i]})
         self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})
+
+        self.ties = {} if self.tail is None else self._ties(parts, self.tail)
+
+    def _ties(self, parts: ComponentMap, tail: Tail) -> dict[str, str]:
+        """Return which tensors of the tail are others of this expert, by their names."""
+        ties = {f"tail.model.{name}": f"tail.model.{other}" for name, other in tail.inner_ties.items()}
+        if parts.tied and tail.head_path and self.fronts[0]:
+            embedding = parts.embeddings.removeprefix(f"{parts.base_prefix}.")
+            ties[f"tail.model.{tail.head_path}.weight"] = f"bodies.0.base.{embedding}.weight"
+        return ties
 
     def enter(self, span: int, states: Tensor) -> Tensor:
         """Bring states of the trunk to a span."""

@@ -20,6 +20,8 @@ class Routing:
         weights: weights, ``[rows, length, experts]``; zero where not present.
         pooled: what the router saw, float32 ``[rows, length, width]``, without a gradient; zero where not present.
         present: which tokens entered, ``[rows, length]``.
+        log_total: log of the sum of the exponentials of the router's scores, ``[rows, length]``; zero where not
+            present.
     """
 
     position: int
@@ -28,6 +30,7 @@ class Routing:
     weights: Tensor
     pooled: Tensor
     present: Tensor
+    log_total: Tensor
 
 
 @dataclass
@@ -47,6 +50,27 @@ class MolOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
+    routing: tuple[Routing, ...] | None = None
+    processed: Tensor | None = None
+    token_losses: Tensor | None = None
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """Output of a fused encoder that gives vectors.
+
+    Args:
+        loss: when labels were given.
+        last_hidden_state: states behind the trunk's final norm, ``[rows, length, width]``.
+        pooler_output: one vector a row, ``[rows, width]``.
+        routing: what happened at each position with a choice.
+        processed: for each span, the tokens that it processed, int64.
+        token_losses: loss of each pair, float32.
+    """
+
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
     routing: tuple[Routing, ...] | None = None
     processed: Tensor | None = None
     token_losses: Tensor | None = None

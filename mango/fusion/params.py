@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mango.config import Frozen, Problem, refuse, section_problems
 from mango.errors import UnknownNameError
 from mango.fusion.registries import ADAPTERS, ROUTERS
+from mango.fusion.tasks import FusedTask
 from mango.registry import Registry
 
 
@@ -57,12 +58,14 @@ class FusionParams(Frozen):
     """What is fused.
 
     Args:
+        task: what the fused model is for.
         trunk: name of the model whose tokenizer and cuts the fused model has; its spans are the anchor.
         experts: the other experts, each a name under ``models`` or a mapping.
         span: blocks of the trunk between two cuts.
         dtype: element type of the fused model's weights.
     """
 
+    task: FusedTask = "causal-lm"
     trunk: str
     experts: tuple[Annotated[ExpertParams, BeforeValidator(_expert)], ...] = ()
     span: int = Field(default=2, ge=1)
@@ -115,10 +118,16 @@ class HeadParams(Frozen):
     Args:
         hidden: width of a hidden layer; 0 is a linear router.
         temperature: the temperature before selection.
+        gate: ``softmax``, or ``sigmoid``: each expert has a gate of its own, and weights are gates over their sum.
+        noise: standard deviation of what is added to scores in training.
+        expert_dropout: share of the experts that each row does without in training; one always remains.
     """
 
     hidden: int = Field(default=0, ge=0)
     temperature: TemperatureParams = TemperatureParams()
+    gate: Literal["softmax", "sigmoid"] = "softmax"
+    noise: float = Field(default=0.0, ge=0)
+    expert_dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class SimpleParams(HeadParams):
@@ -140,12 +149,30 @@ class TokenParams(HeadParams):
 
     Args:
         pooling: what the decision is made from: the last ``window`` states, the first ``window`` states (``prompt``),
-            or the segment of ``window`` states before the current one.
+            the segment of ``window`` states before the current one, or several ``windows`` at once.
         window: number of states that are pooled.
+        windows: numbers of states that ``pooling: windows`` pools side by side.
+        switch: with a number, the router gathers evidence: what it says of each token adds up, and is forgotten at the
+            rate at which the best expert is expected to change. This is that probability for one token, before
+            training. Without, the pool of the token is all that counts.
     """
 
-    pooling: Literal["window", "prompt", "segment"] = "window"
+    pooling: Literal["window", "prompt", "segment", "windows"] = "window"
     window: int = Field(default=32, ge=1)
+    windows: tuple[int, ...] = (4, 32, 128)
+    switch: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> TokenParams:
+        problems: list[Problem] = []
+        if not self.windows or min(self.windows) < 1:
+            problems.append(Problem("windows", f"{list(self.windows)}: give at least one number, all of them above 0"))
+        if self.switch is not None and self.gate == "sigmoid":
+            problems.append(
+                Problem("gate", "sigmoid gates are no evidence that adds up: leave out switch", ("switch",))
+            )
+        refuse(problems)
+        return self
 
 
 class TopKParams(TokenParams):
@@ -153,13 +180,35 @@ class TopKParams(TokenParams):
 
     Args:
         k: experts that process a token.
+        mass: the budget: only the most probable experts whose probabilities add up to this much, `k` at most; 0 is one
+            expert for each token, 1 is all `k`.
+        stickiness: with ``k: 1``, nats by which another expert must be more probable than the one of the token before.
         catch_up: tokens that an expert reads first each time that it is entered.
         training: ``soft`` trains with every expert and the soft weights, ``sparse`` with the experts that are chosen.
+        balance_rate: with ``training: sparse``, step by which the bias of an expert that gets less than its share of
+            the tokens rises, and that of others falls; biases count in choosing and not in weights.
     """
 
     k: int = Field(default=1, ge=1)
+    mass: float = Field(default=1.0, ge=0, le=1)
+    stickiness: float = Field(default=0.0, ge=0)
     catch_up: int = Field(default=16, ge=0)
     training: Literal["soft", "sparse"] = "soft"
+    balance_rate: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _choices_agree(self) -> TopKParams:
+        problems: list[Problem] = []
+        if self.mass < 1 and self.k == 1:
+            problems.append(
+                Problem("mass", f"{self.mass} of the probability, but k allows one expert: raise k", ("k",))
+            )
+        if self.stickiness and self.k > 1:
+            problems.append(Problem("stickiness", f"a choice that sticks is one expert, but k is {self.k}", ("k",)))
+        if self.balance_rate and self.training == "soft":
+            problems.append(Problem("balance_rate", "soft training chooses nobody to balance", ("training",)))
+        refuse(problems)
+        return self
 
 
 def check_choice(section: BaseModel, registry: Registry[Any]) -> list[Problem]:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["window", "prompt", "segment"]
+Kind = Literal["window", "prompt", "segment", "windows"]
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,24 @@ class Pool:
     Args:
         kind: ``window``: the mean of the last `size` states; ``prompt``: the running mean of the first `size` states,
             which stays as it is from then on; ``segment``: the mean of the segment of `size` states before the
-            token's own, and the running mean in the first segment.
-        size: number of states.
+            token's own, and the running mean in the first segment; ``windows``: windows of all `sizes`, side by side.
+        size: number of states; of ``windows``, of the longest one.
+        sizes: of ``windows``, the number of states of each.
     """
 
     kind: Kind
     size: int
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> int:
+        """How many pools stand side by side."""
+        return len(self.sizes) if self.kind == "windows" else 1
 
     @property
     def history(self) -> int:
         """How many states before a token its pool may need."""
-        if self.kind == "window":
+        if self.kind in ("window", "windows"):
             return self.size - 1
         return 2 * self.size - 1 if self.kind == "segment" else 0
 
@@ -47,8 +54,11 @@ class Pool:
             prompt_sum: for ``prompt``, float64 ``[rows, width]``, the sum of the states that were pooled before.
 
         Returns:
-            The pools, float32 ``[rows, length, width]`` (anything where not valid), and the new `prompt_sum`.
+            The pools, float32 ``[rows, length, parts * width]`` (anything where not valid), and the new `prompt_sum`.
         """
+        if self.kind == "windows":
+            pools = [Pool("window", size)(states, valid, index, prompt_sum)[0] for size in self.sizes]
+            return torch.cat(pools, -1), prompt_sum
         masked = states.double().masked_fill(~valid.unsqueeze(-1), 0.0)
         if self.kind == "prompt":
             counted = masked * (index < self.size).unsqueeze(-1)

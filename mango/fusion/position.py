@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mango.fusion.cache import PositionMemory, SpanMemory
-from mango.fusion.routers import Decision, Router, Selection
+from mango.fusion.routers import Decision, Recalled, Router, Selection
 from mango.fusion.runs import ALIGNMENT, Runs, processed_tokens
 from mango.fusion.shells import Body
 
@@ -68,6 +68,8 @@ def arrive(
         torch.cat([memory.processed, flags], 1),
         memory.seen + new.valid.sum(1),
         memory.prompt_sum,
+        memory.belief,
+        memory.choice,
     )
     if router is None:
         joined.routed[:, num_kept:] = new.valid.unsqueeze(-1)
@@ -82,7 +84,9 @@ def arrive(
     else:
         pooled, _ = router.pool(joined.states, joined.valid, index, memory.prompt_sum)
         pooled = pooled[:, num_kept:]
-    decision = router.decide(pooled, index[:, num_kept:], selection)
+    recalled = Recalled(new.valid, memory.belief, memory.choice)
+    decision = router.decide(pooled, index[:, num_kept:], selection, recalled)
+    joined.belief, joined.choice = recalled.belief, recalled.choice
     if decision.selected is not None:
         joined.routed[:, num_kept:] = decision.selected & new.valid.unsqueeze(-1)
     return Arrival(joined, new, num_kept, decision)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mango.architectures import ComponentMap
+from mango.architectures.tasks import class_for
 from mango.errors import ArchitectureError
 
 
@@ -47,7 +47,8 @@ class _Zeros(nn.Module):
         return torch.zeros(1, 1, self.width, device=ids.device)
 
 
-def _set(model: nn.Module, path: str, module: nn.Module) -> None:
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
@@ -58,18 +59,18 @@ def _skeleton() -> Iterator[None]:
         yield
 
 
-def _pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int) -> PreTrainedModel:
-    """Return the causal language model without data, with blocks ``start`` to ``stop - 1`` only."""
+def pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int) -> PreTrainedModel:
+    """Return the model without data, with blocks ``start`` to ``stop - 1`` only."""
     own = deepcopy(config)
     own.tie_word_embeddings = False  # ties are the fused model's to make
     with _skeleton():
-        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(own)]
+        model_class: Any = class_for(own, parts.task)
         model: PreTrainedModel = model_class(own)
     base = model.get_submodule(parts.base_prefix)
     blocks = base.get_submodule(parts.blocks)
     assert isinstance(blocks, nn.ModuleList)
     # Blocks are built in the whole model first, so that each has its true index, kind and scale.
-    _set(base, parts.blocks, nn.ModuleList(list(blocks)[start:stop]))
+    put(base, parts.blocks, nn.ModuleList(list(blocks)[start:stop]))
     for part in {id(c): c for c in (own, model.config, getattr(base, "config", own))}.values():
         if getattr(part, "layer_types", None):
             part.layer_types = list(part.layer_types)[start:stop]
@@ -89,7 +90,7 @@ def _without_blocks(module: nn.Module, path: str) -> nn.Module:
 def _drop_before(base: nn.Module, parts: ComponentMap) -> None:
     for path in parts.before:
         module = base.get_submodule(path)
-        _set(base, path, _Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else nn.Identity())
+        put(base, path, _Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else nn.Identity())
 
 
 class Body(GradientCheckpointingLayer):
@@ -107,12 +108,12 @@ class Body(GradientCheckpointingLayer):
         super().__init__()
         if front and start:
             raise ArchitectureError(f"a span that starts at block {start} cannot start from token ids")
-        base = _pruned(config, parts, start, stop).get_submodule(parts.base_prefix)
+        base = pruned(config, parts, start, stop).get_submodule(parts.base_prefix)
         if not front:
-            _drop_before(base, parts)
+            self.drop_before(base, parts)
         for path in parts.after:
-            _set(base, path, nn.Identity())
-        self.base = base
+            put(base, path, nn.Identity())
+        self.base: PreTrainedModel = base  # type: ignore[assignment]
         self.front = front
         self.start = start
         self.width = parts.width
@@ -123,6 +124,10 @@ class Body(GradientCheckpointingLayer):
         if not front:
             first.register_forward_pre_hook(self._inject, with_kwargs=True)
         self.frozen()
+
+    def drop_before(self, base: nn.Module, parts: ComponentMap) -> None:
+        """Let nothing run before the blocks."""
+        _drop_before(base, parts)
 
     def _inject(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -150,8 +155,12 @@ class Body(GradientCheckpointingLayer):
         Returns:
             States ``[rows, length, width]``.
         """
-        out = _without_blocks(self.base, self._blocks_path)(input_ids=ids, position_ids=position_ids, use_cache=False)
+        out = self.without_blocks()(input_ids=ids, position_ids=position_ids, use_cache=False)
         return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def without_blocks(self) -> nn.Module:
+        """Return the source model with everything but its blocks."""
+        return _without_blocks(self.base, self._blocks_path)
 
     def new_cache(self) -> SpanCache:
         """Return an empty cache for this span."""
@@ -191,15 +200,19 @@ class Tail(nn.Module):
         parts: where it keeps its parts.
     """
 
+    inner_ties: dict[str, str]
+    """Tensors of the model that are other tensors of it, by name."""
+
     def __init__(self, config: PretrainedConfig, parts: ComponentMap) -> None:
         super().__init__()
+        self.inner_ties = {}
         if parts.head is None:
             raise ArchitectureError(f"{parts.architecture}: it has no output projection")
-        model = _pruned(config, parts, 0, 0)
+        model = pruned(config, parts, 0, 0)
         base = model.get_submodule(parts.base_prefix)
         _drop_before(base, parts)
         self.model = model
-        self.head_path = parts.head
+        self.head_path: str | None = parts.head
         self._incoming: Tensor | None = None
         first = base.get_submodule(parts.after[0]) if parts.after else model.get_submodule(parts.head)
         first.register_forward_pre_hook(self._inject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,42 +19,47 @@ from mango.fusion.routers import Router, Selection
 from mango.fusion.shells import Body, Tail
 
 if TYPE_CHECKING:
-    from mango.fusion.modeling import MolForCausalLM
+    from mango.fusion.core import MolPreTrainedModel
 
 LEAST_SHARE = 1e-30
 """With soft routing every token goes through every span, however small its share, since others attend to it."""
 
 
-class Step:
-    """One forward pass.
+class Flow(ABC):
+    """One forward pass: the course of tokens from cut to cut, the same in every kind of model.
+
+    A subclass says how tokens choose at a position and how its experts run on them.
 
     Args:
         model: the model.
         selection: how tokens choose.
-        input_ids: ids of the new tokens, ``[rows, length]``.
-        mask: which of the cached and new tokens are real, ``[rows, cached + length]``.
-        position_ids: true positions of the new tokens, ``[rows, length]``.
-        cache: what came before, which grows by the new tokens; or None.
     """
 
-    def __init__(
-        self,
-        model: MolForCausalLM,
-        selection: Selection,
-        input_ids: Tensor,
-        mask: Tensor,
-        position_ids: Tensor,
-        cache: FusedCache | None,
-    ) -> None:
+    def __init__(self, model: MolPreTrainedModel, selection: Selection) -> None:
         self.model = model
         self.selection = selection
         self.sparse = selection.k is not None
-        self.ids = input_ids
-        self.mask = mask
-        self.position_ids = position_ids
-        self.cache = cache
         self.routing: list[Routing] = []
         self._counts: dict[tuple[int, int], Tensor | int] = {}
+
+    @abstractmethod
+    def decide(self, position: int, states: Tensor, present: Tensor) -> Tensor:
+        """Let tokens in at a position and return their weights, ``[rows, length, experts]``.
+
+        Args:
+            position: number of the position.
+            states: incoming states, ``[rows, length, width]``.
+            present: which of them enter here, ``[rows, length]``.
+        """
+
+    @abstractmethod
+    def process(self, position: int, states: Tensor) -> list[Tensor]:
+        """Run the spans that are entered at a position, and return what leaves each of them.
+
+        Args:
+            position: number of the position.
+            states: incoming states, ``[rows, length, width]``.
+        """
 
     def counts(self, device: torch.device) -> Tensor:
         """Return the number of tokens that each span processed."""
@@ -67,6 +73,11 @@ class Step:
         assert isinstance(expert, FusedExpert)
         return expert
 
+    def _router(self, position: int) -> Router | None:
+        router = self.model.routers[str(position)] if len(self.model._entering[position]) > 1 else None
+        assert router is None or isinstance(router, Router)
+        return router
+
     def run(self, states: Tensor, present: Tensor, *, until: int | None = None) -> list[Group]:
         """Take states from the trunk's embedding to the last cut; return what ends in each head.
 
@@ -77,14 +88,13 @@ class Step:
         long_spans = any(span.exit - span.enter > 1 for expert in layout.experts for span in expert.spans)
         leaving: dict[int, list[Contribution]] = {}
         # The share of each token that stands at a cut, and is not with an expert that spans several positions.
-        free = torch.ones(self.ids.shape, device=states.device) if long_spans else None
+        free = torch.ones(present.shape, device=states.device) if long_spans else None
         real = present
         for position in range(last):
-            arrived = self._arrive(position, states, present)
+            weights = self.decide(position, states, present)
             if position == until:
                 return []
-            weights = self._weights(position, arrived, present)
-            outputs = self._run_experts(position, arrived, states)
+            outputs = self.process(position, states)
             for place, ((expert, index), out) in enumerate(zip(self.model._entering[position], outputs, strict=True)):
                 mass = weights[..., place]
                 if free is not None:
@@ -108,10 +118,63 @@ class Step:
     def _leave(self, contribution: Contribution) -> Tensor:
         return self._expert(contribution.expert).leave(contribution.span, contribution.states)
 
+    def _groups(self, contributions: list[Contribution]) -> list[Group]:
+        """Group what leaves the last cut by the head that it ends in."""
+        by_head: dict[int, list[Contribution]] = {}
+        for contribution in contributions:
+            head = contribution.expert if self._expert(contribution.expert).own_tail else 0
+            by_head.setdefault(head, []).append(contribution)
+        groups: list[Group] = []
+        for head, members in sorted(by_head.items()):
+            tail = self._expert(head).tail
+            assert isinstance(tail, Tail)
+            if len(members) == 1 and members[0].expert == head:
+                groups.append(Group(tail, members[0].mass, members[0].states))
+                continue
+            mass = torch.stack([member.mass for member in members]).sum(0)
+            mixed = self._mix(members, members[0].states, normalise=True)
+            groups.append(Group(tail, mass, mixed))
+        return groups
+
+
+class Step(Flow):
+    """One forward pass of tokens that see what stands before them, and nothing behind.
+
+    Args:
+        model: the model.
+        selection: how tokens choose.
+        input_ids: ids of the new tokens, ``[rows, length]``.
+        mask: which of the cached and new tokens are real, ``[rows, cached + length]``.
+        position_ids: true positions of the new tokens, ``[rows, length]``.
+        cache: what came before, which grows by the new tokens; or None.
+    """
+
+    def __init__(
+        self,
+        model: MolPreTrainedModel,
+        selection: Selection,
+        input_ids: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        cache: FusedCache | None,
+    ) -> None:
+        super().__init__(model, selection)
+        self.ids = input_ids
+        self.mask = mask
+        self.position_ids = position_ids
+        self.cache = cache
+        self._arrived: Arrival | None = None
+
+    def decide(self, position: int, states: Tensor, present: Tensor) -> Tensor:
+        """Let tokens in behind those that are kept from before, pool, and choose."""
+        arrived = self._arrived = self._arrive(position, states, present)
+        if arrived.decision is None:
+            return present.unsqueeze(-1).float()
+        return self.routing[-1].weights
+
     def _arrive(self, position: int, states: Tensor, present: Tensor) -> Arrival:
         entering = self.model._entering[position]
-        router = self.model.routers[str(position)] if len(entering) > 1 else None
-        assert router is None or isinstance(router, Router)
+        router = self._router(position)
         memory = None if self.cache is None else self.cache.positions.get(position)
         if memory is None:
             memory = PositionMemory.empty(states, len(entering))
@@ -127,16 +190,15 @@ class Step:
                     arrived.new.put(arrived.decision.weights * arrived.new.valid.unsqueeze(-1)),
                     arrived.new.put(arrived.decision.pooled.detach()),
                     present,
+                    arrived.new.put(arrived.decision.log_total * arrived.new.valid),
                 )
             )
         return arrived
 
-    def _weights(self, position: int, arrived: Arrival, present: Tensor) -> Tensor:
-        if arrived.decision is None:
-            return present.unsqueeze(-1).float()
-        return self.routing[-1].weights
-
-    def _run_experts(self, position: int, arrived: Arrival, states: Tensor) -> list[Tensor]:
+    def process(self, position: int, states: Tensor) -> list[Tensor]:
+        """Run every span on all tokens, or sparsely on those that are routed to it, after catching up."""
+        arrived = self._arrived
+        assert arrived is not None
         entering = self.model._entering[position]
         outputs: list[Tensor] = []
         due = to_process(arrived, self.selection.catch_up) if self.sparse else None
@@ -163,26 +225,8 @@ class Step:
             outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
             self._counts[key] = picked.sum()
         if self.cache is not None:
-            router = self.model.routers[str(position)] if len(entering) > 1 else None
-            history = router.pool.history if isinstance(router, Router) else 0
+            router = self._router(position)
+            history = 0 if router is None else router.pool.history
             kept = max(history, self.selection.catch_up, 1) if self.sparse else history
             self.cache.positions[position] = arrived.memory.keep(kept)
         return outputs
-
-    def _groups(self, contributions: list[Contribution]) -> list[Group]:
-        """Group what leaves the last cut by the head that it ends in."""
-        by_head: dict[int, list[Contribution]] = {}
-        for contribution in contributions:
-            head = contribution.expert if self._expert(contribution.expert).own_tail else 0
-            by_head.setdefault(head, []).append(contribution)
-        groups: list[Group] = []
-        for head, members in sorted(by_head.items()):
-            tail = self._expert(head).tail
-            assert isinstance(tail, Tail)
-            if len(members) == 1 and members[0].expert == head:
-                groups.append(Group(tail, members[0].mass, members[0].states))
-                continue
-            mass = torch.stack([member.mass for member in members]).sum(0)
-            mixed = self._mix(members, members[0].states, normalise=True)
-            groups.append(Group(tail, mass, mixed))
-        return groups

@@ -2,9 +2,10 @@
 
 from mango.training.controls import continue_trunk, self_stitch
 from mango.training.data import TokenDataset, mixture
-from mango.training.losses import balance_loss, entropy_loss, supervision_loss
+from mango.training.fitting import Trained
+from mango.training.losses import balance_loss, entropy_loss, supervision_loss, z_loss
 from mango.training.params import ControlParams, LossParams, StartParams, TrainParams
-from mango.training.run import TRAINING_FILE, Job, Trained, prepare, train_all, train_one
+from mango.training.run import TRAINING_FILE, Job, prepare, train_all, train_one
 from mango.training.starts import StartReport, routing_targets, source_losses, start_adapters, start_routers
 from mango.training.trainer import FusedTrainer
 
@@ -32,4 +33,5 @@ __all__ = [
     "supervision_loss",
     "train_all",
     "train_one",
+    "z_loss",
 ]

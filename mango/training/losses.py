@@ -66,3 +66,16 @@ def supervision_loss(routings: Sequence[Routing], targets: Tensor, ignore: int =
             torch.nn.functional.nll_loss(routing.log_probs[present], targets[..., place][present], ignore_index=ignore)
         )
     return torch.stack(losses).mean()
+
+
+def z_loss(routings: Sequence[Routing]) -> Tensor:
+    """Return the mean square of the log of what the exponentials of a router's scores sum to, averaged over positions.
+
+    It keeps scores from drifting off together, which changes no decision until floating-point numbers get coarse.
+
+    Args:
+        routings: the routing of a batch.
+
+    Source: Zoph et al., "ST-MoE" (2202.08906), eq. 5.
+    """
+    return torch.stack([routing.log_total[routing.present].square().mean() for routing in routings]).mean()

@@ -17,12 +17,14 @@ class LossParams(Frozen):
         entropy: of the entropy term, which rewards confident tokens and a spread-out batch.
         adapter: of the pull of adapters toward their start.
         supervision: of the cross-entropy of routers against the expert with the lowest loss around each token.
+        z: of the loss that keeps the scores of routers small.
     """
 
     balance: float = Field(default=0.005, ge=0)
     entropy: float = Field(default=0.01, ge=0)
     adapter: float = Field(default=0.01, ge=0)
     supervision: float = Field(default=0.0, ge=0)
+    z: float = Field(default=0.0, ge=0)
 
 
 class StartParams(Frozen):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from mango import console
+from mango.architectures.tasks import CAUSAL
 from mango.blocks import BlockStore, load_source
 from mango.checkpoints import (
     check_room,
@@ -40,9 +40,11 @@ from mango.signals import resumes
 from mango.training.checkpoints import KEPT, how_it_resumes, latest_checkpoint, step_of
 from mango.training.controls import ResumedTrunk, continue_trunk, save_ordinary, self_stitch
 from mango.training.data import TokenDataset, mixture
+from mango.training.fitting import Trained, fit
+from mango.training.heads import HeadData, prepare_head, train_head
 from mango.training.params import TrainParams
 from mango.training.starts import StartReport, routing_targets, source_losses, start_adapters, start_routers
-from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog
+from mango.training.trainer import LogMetrics
 
 TRAINING_FILE = "training.json"
 
@@ -84,7 +86,7 @@ class Job:
         return self._untrained_router().pool.kind == "prompt"
 
     def check(self) -> None:
-        """Refuse a training in which a router would get no gradient.
+        """Refuse a training in which a router would get no gradient, or a control that there is not.
 
         Raises:
             TrainingError: routers choose one expert in training, and nothing supervises them.
@@ -95,6 +97,12 @@ class Job:
                 "loss says nothing about the others: set it above 0, or train the router softly"
             )
 
+        if self.train.controls.continued_trunk and self.fusion.task != CAUSAL:
+            raise TrainingError(
+                f"train.controls.continued_trunk: true, but the trunk of a model for {self.fusion.task} is not trained "
+                "further so far: set it to false"
+            )
+
     def _untrained_router(self) -> Router:
         make: Any = ROUTERS[self.router.type]
         router: Router = make(1, len(self.fusion.experts) + 1, self.router.chosen())
@@ -103,22 +111,6 @@ class Job:
     def model_names(self) -> list[str]:
         """Return the names of the models that are fused."""
         return sorted({self.fusion.trunk, *(expert.model for expert in self.fusion.experts)})
-
-
-@dataclass
-class Trained:
-    """What came out of a training.
-
-    Args:
-        model: the fused model, in evaluation mode.
-        curve: logged numbers, a mapping a step.
-        starts: how well adapters and routers started.
-    """
-
-    model: MolForCausalLM
-    curve: list[dict[str, float]]
-    starts: StartReport
-    summary: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,43 +160,6 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
     return _Data(sequences, calibration, validation, losses, train_losses)
 
 
-def _arguments(job: Job, work: Path, device: torch.device | str) -> TrainingArguments:
-    train = job.train
-    terminal = sys.stderr.isatty()
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
-        max_grad_norm=train.max_grad_norm,
-        warmup_steps=max(1, round(train.warmup * train.steps)),
-        lr_scheduler_type="cosine",
-        learning_rate=train.adapter_learning_rate,
-        bf16=train.precision == "bf16",
-        fp16=train.precision == "fp16",
-        logging_steps=train.log_every,
-        logging_first_step=True,
-        save_strategy="steps" if train.save_every else "no",
-        save_steps=train.save_every or 1,
-        eval_strategy="steps" if train.validate_every else "no",
-        eval_steps=train.validate_every or None,
-        seed=job.seed % 2**32,
-        data_seed=job.seed % 2**32,
-        report_to="none",
-        disable_tqdm=not terminal,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        use_cpu=torch.device(device).type == "cpu",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=torch.device(device).type == "cuda",
-        prediction_loss_only=True,
-    )
-    # One process trains on one device: DataParallel would split what a fused model says of its routing.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
 def train_one(
     job: Job,
     store: BlockStore,
@@ -233,6 +188,7 @@ def train_one(
     model.to(device)  # type: ignore[arg-type]
     batch_size = job.train.batch_size
     start = job.train.start
+    assert isinstance(model, MolForCausalLM)
     judge = targets_from or model
     targets = routing_targets(judge, data.losses, start.window) if judge.iter_routers() else None
     train_targets = None
@@ -254,30 +210,19 @@ def train_one(
         if targets is not None:
             starts.routers = start_routers(model, data.calibration.input_ids, targets, start, batch_size=batch_size)
         write_file(starts_file, json.dumps(asdict(starts)))
-    if job.train.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    metrics = MetricsLog(log)
-    trainer = FusedTrainer(
-        train=job.train,
+    return fit(
+        model,
+        job,
+        what=what,
+        folder=folder,
+        device=device,
         fingerprint=fingerprint,
-        resumed=checkpoint,
-        model=model,
-        args=_arguments(job, folder, device),
-        train_dataset=TokenDataset(data.train, train_targets),
-        eval_dataset=TokenDataset(data.validation),
-        callbacks=[metrics],
+        checkpoint=checkpoint,
+        train=TokenDataset(data.train, train_targets),
+        validation=TokenDataset(data.validation),
+        starts=starts,
+        log=log,
     )
-    trainer.remove_callback(PrinterCallback)
-    if job.train.steps and (model.iter_routers() or model.iter_adapters()):
-        console.note(f"{what}: training {job.train.steps} steps")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    last = metrics.curve.setdefault(job.train.steps, {})
-    if "validation" not in last:
-        last["validation"] = float(trainer.evaluate()["eval_loss"])
-    summary = {"validation": last["validation"]}
-    model.train(False)
-    curve = [{"step": float(step), **values} for step, values in sorted(metrics.curve.items())]
-    return Trained(model, curve, starts, summary)
 
 
 def train_all(
@@ -312,18 +257,19 @@ def train_all(
     layout = make_layout(job.fusion, {name: store.model(name).architecture for name in job.model_names()})
     resumed = resumes(lambda: how_it_resumes(work))
     with resumed, only_writer(work), replace_folders(controls, out) as (new_controls, new_out):
-        data = prepare(job, store, tokenizer, device)
-        fused = train_one(job, store, data, what="fused", work=work, device=device, log=log)
+        causal = job.fusion.task == CAUSAL
+        data = prepare(job, store, tokenizer, device) if causal else prepare_head(job, store, tokenizer, device)
+        fused = _train(job, store, data, what="fused", work=work, device=device, log=log)
         summary = {"validation_loss": fused.summary["validation"]}
         _save(fused, new_out, tokenizer_folder)
         if job.train.controls.self_stitch:
             stitched = Job(job.seed, job.corpus, self_stitch(job.fusion, layout), job.router, job.adapter, job.train)
-            control = train_one(
+            control = _train(
                 stitched, store, data, what="self_stitch", work=work, device=device, targets_from=fused.model
             )
             summary["self_stitch_validation_loss"] = control.summary["validation"]
             _save(control, new_controls / "self_stitch", tokenizer_folder)
-        if job.train.controls.continued_trunk:
+        if job.train.controls.continued_trunk and isinstance(data, _Data):
             model = load_source(store, trunk, device=device)
             resume = ResumedTrunk(work / "continued_trunk", job.fingerprint("continued_trunk", store))
             trained = continue_trunk(model, data.train, job.train, device=device, seed=job.seed, resume=resume)
@@ -331,6 +277,12 @@ def train_all(
             copy_tokenizer(tokenizer_folder, new_controls / "continued_trunk")
     shutil.rmtree(work, ignore_errors=True)
     return summary
+
+
+def _train(job: Job, store: BlockStore, data: _Data | HeadData, **how: Any) -> Trained:
+    if isinstance(data, HeadData):
+        return train_head(job, store, data, **how)
+    return train_one(job, store, data, **how)
 
 
 def _needed_bytes(job: Job, store: BlockStore) -> int:

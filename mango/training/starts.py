@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mango.blocks import BlockStore, load_source
 from mango.corpus import Sequences, token_losses
-from mango.fusion import Adapter, MolForCausalLM, Router
+from mango.fusion import Adapter, MolForCausalLM, MolPreTrainedModel, Router
 from mango.tensors import RidgeFit
 from mango.training.calibration import best_expert, recorded_states
 from mango.training.params import StartParams
@@ -31,7 +31,7 @@ class StartReport:
 
 
 def start_adapters(
-    model: MolForCausalLM, store: BlockStore, sequences: Sequences, params: StartParams, *, batch_size: int
+    model: MolPreTrainedModel, store: BlockStore, sequences: Sequences, params: StartParams, *, batch_size: int
 ) -> dict[str, float]:
     """Start every adapter between different widths from ridge regression on paired activations; return R squared.
 
@@ -41,6 +41,21 @@ def start_adapters(
         sequences: calibration text.
         params: strength of the ridge.
         batch_size: sequences a forward pass.
+    """
+    batches = [{"input_ids": ids} for ids in sequences.input_ids.split(batch_size)]
+    return start_adapters_on(model, store, batches, params)
+
+
+def start_adapters_on(
+    model: MolPreTrainedModel, store: BlockStore, batches: Sequence[Mapping[str, Tensor]], params: StartParams
+) -> dict[str, float]:
+    """Start every adapter between different widths from ridge regression on paired activations; return R squared.
+
+    Args:
+        model: the fused model; adapters change in place.
+        store: where its source models come from.
+        batches: what trunk and experts alike are run on, without padding.
+        params: strength of the ridge.
     """
     layout = model.layout
     device = next(model.parameters()).device
@@ -67,14 +82,15 @@ def start_adapters(
             name: RidgeFit(adapter.width_in, adapter.width_out, ridge=params.ridge, device=device)
             for name, adapter, _, _, _ in jobs
         }
-        for ids in sequences.input_ids.split(batch_size):
+        for batch in batches:
+            inputs = {name: value.to(device) for name, value in batch.items()}
             with (
                 torch.no_grad(),
                 recorded_states(trunk, [job[2] for job in jobs]) as ours,
                 recorded_states(source, [job[3] for job in jobs]) as theirs,
             ):
-                trunk(input_ids=ids.to(device))
-                source(input_ids=ids.to(device))
+                trunk(**inputs)
+                source(**inputs)
             for name, _, trunk_block, source_block, into in jobs:
                 x, y = ours[trunk_block].flatten(0, 1), theirs[source_block].flatten(0, 1)
                 ridges[name].add(*((x, y) if into else (y, x)))
@@ -139,28 +155,56 @@ def start_routers(
             if params.router_steps == 0:
                 continue
             pooled = torch.cat(
-                [
-                    model.routing_at(ids.to(device), int(position)).pooled.flatten(0, 1)
-                    for ids in input_ids.split(batch_size)
-                ]
+                [model.routing_at(ids.to(device), int(position)).pooled for ids in input_ids.split(batch_size)]
             )
-            accuracy[position] = round(_fit(router, pooled, targets[..., place].flatten().to(device), params), 4)
+            accuracy[position] = round(fit_router(router, pooled, targets[..., place].to(device), params), 4)
     finally:
         model.set_routing(None)
     return accuracy
 
 
-def _fit(router: Router, pooled: Tensor, targets: Tensor, params: StartParams) -> float:
-    weights = [p for n, p in router.named_parameters() if not n.startswith("temperature.")]
-    optimizer = torch.optim.AdamW(weights, lr=params.router_learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, params.router_steps)
+FILTER_ROWS = 8
+"""Rows of calibration text on which a step through the memory of a router is taken."""
+
+
+def fit_router(router: Router, pooled: Tensor, targets: Tensor, params: StartParams) -> float:
+    """Fit what a router says of each token; then, if it gathers evidence, what it says of it after all before it.
+
+    Args:
+        router: the router; its temperature stays.
+        pooled: ``[rows, length, width]``.
+        targets: ``[rows, length]``.
+        params: steps and learning rate.
+
+    Returns:
+        The share of the tokens whose best expert it finds.
+    """
+    named = [(n, p) for n, p in router.named_parameters() if not n.startswith(("temperature.", "balance."))]
     temperature = router.temperature().detach()
+
+    def each_token(step: int) -> Tensor:
+        scores = router.scores(pooled.flatten(0, 1)) / temperature
+        return torch.nn.functional.cross_entropy(scores, targets.flatten())
+
+    def after_all_before(step: int) -> Tensor:
+        rows = (torch.arange(FILTER_ROWS, device=pooled.device) + step * FILTER_ROWS) % len(pooled)
+        log_probs, _ = router.log_probs(pooled[rows])
+        return torch.nn.functional.nll_loss(log_probs.flatten(0, 1), targets[rows].flatten())
+
+    _minimise([p for n, p in named if not n.startswith("switch.")], each_token, params.router_steps, params)
+    if router.switch is not None:
+        _minimise([p for _, p in named], after_all_before, max(1, params.router_steps // 4), params)
+    with torch.no_grad():
+        return float((router.log_probs(pooled)[0].argmax(-1) == targets).float().mean())
+
+
+def _minimise(weights: list[Tensor], loss: Callable[[int], Tensor], steps: int, params: StartParams) -> None:
+    optimizer = torch.optim.AdamW(weights, lr=params.router_learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad():
-        for _ in range(params.router_steps):
-            loss = torch.nn.functional.cross_entropy(router.scores(pooled) / temperature, targets)
+        for step in range(steps):
+            value = loss(step)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():
-        return float((router.scores(pooled).argmax(-1) == targets).float().mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from mango import console
 from mango.checkpoints import saving
 from mango.errors import TrainingError
-from mango.fusion import MolForCausalLM, MolOutput
+from mango.fusion import MolOutput, MolPreTrainedModel, Routing
 from mango.training.checkpoints import new_checkpoint, read_state
-from mango.training.losses import balance_loss, entropy_loss, load_of, supervision_loss
+from mango.training.losses import balance_loss, entropy_loss, load_of, supervision_loss, z_loss
 from mango.training.params import TrainParams
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
@@ -43,6 +43,7 @@ class FusedTrainer(Trainer):
         self._parts: dict[str, Tensor] = {}
         self._num_parts = 0
         self._loads: list[Tensor] = []
+        self._taken: list[Tensor] = []
 
     def compute_loss(
         self,
@@ -76,7 +77,7 @@ class FusedTrainer(Trainer):
 
     def _further(self, output: MolOutput, targets: Tensor | None) -> dict[str, Tensor]:
         model = self.accelerator.unwrap_model(self.model)
-        assert isinstance(model, MolForCausalLM)
+        assert isinstance(model, MolPreTrainedModel)
         weights = self.train_params.losses
         parts: dict[str, Tensor] = {}
         routing = output.routing or ()
@@ -84,7 +85,10 @@ class FusedTrainer(Trainer):
             parts["balance"] = balance_loss(routing, self._global_load([load_of(r) for r in routing]))
             parts["entropy"] = entropy_loss(routing)
             if targets is not None and weights.supervision:
-                parts["supervision"] = supervision_loss(routing, targets)
+                parts["supervision"] = supervision_loss(routing, _for_tokens(targets, routing[0].present))
+            if weights.z:
+                parts["z"] = z_loss(routing)
+            self._take_load(model, routing)
         adapters = model.iter_adapters()
         if adapters:
             parts["adapter"] = torch.stack([adapter.distance() for adapter in adapters]).mean()
@@ -98,6 +102,21 @@ class FusedTrainer(Trainer):
         if self.accelerator.sync_gradients:
             self._loads.clear()
         return list(mean.split(sizes))
+
+    def _take_load(self, model: MolPreTrainedModel, routing: Sequence[Routing]) -> None:
+        """Add up the tokens that each expert was given, over devices and accumulated steps; move biases at a step."""
+        routers = model.iter_routers()
+        if not any(router.balance for router in routers):
+            return
+        loads = [(taken.weights > 0).flatten(0, -2).sum(0).float() for taken in routing]
+        sizes = [len(load) for load in loads]
+        self._taken.append(self.accelerator.reduce(torch.cat(loads), reduction="sum"))
+        if not self.accelerator.sync_gradients:
+            return
+        for router, load in zip(routers, torch.stack(self._taken).sum(0).split(sizes), strict=True):
+            if router.balance is not None:
+                router.balance.update(load)
+        self._taken.clear()
 
     def _note(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
@@ -170,6 +189,14 @@ class FusedTrainer(Trainer):
         self._num_parts = sums["num_parts"]
 
 
+def _for_tokens(targets: Tensor, present: Tensor) -> Tensor:
+    """Return targets for each token, ``[rows, length, positions]``, also of those that are for each example."""
+    if targets.ndim == 3:
+        return targets
+    rows = targets.repeat_interleave(present.shape[0] // targets.shape[0], 0)  # an example may have several rows
+    return rows.unsqueeze(1).expand(-1, present.shape[1], -1)
+
+
 class _RestoreSums(TrainerCallback):
     """Restores the sums of a trainer once it has set its own to zero.
 
@@ -187,7 +214,7 @@ class _RestoreSums(TrainerCallback):
         self.trainer.restore_sums()
 
 
-_WANTED = ("loss", "lm", "balance", "entropy", "adapter", "supervision", "grad_norm", "learning_rate", "eval_loss")
+_WANTED = ("loss", "lm", "balance", "entropy", "adapter", "supervision", "z", "grad_norm", "learning_rate", "eval_loss")
 _RENAMED = {"eval_loss": "validation"}
 
 

@@ -36,7 +36,7 @@ def fused(store: BlockStore, **router: Any) -> MolForCausalLM:
 def output(position: int, probs: Tensor, weights: Tensor, processed: list[int]) -> Any:
     names = tuple(f"e{i}" for i in range(probs.shape[-1]))
     present = torch.tensor([[True, True, False]])
-    routing = Routing(position, names, probs.log(), weights, torch.zeros(1, 3, 1), present)
+    routing = Routing(position, names, probs.log(), weights, torch.zeros(1, 3, 1), present, torch.zeros(1, 3))
     return SimpleNamespace(routing=(routing,), processed=torch.tensor(processed))
 
 

@@ -62,6 +62,15 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "top-1 prompt": {"type": "topk", "topk": {"pooling": "prompt", "window": 5, "catch_up": 16}},
     "top-2 segment": {"type": "topk", "topk": {"pooling": "segment", "window": 3, "catch_up": 3, "k": 2}},
     "top-2 window": {"type": "topk", "topk": {"window": 2, "catch_up": 16, "k": 2}},
+    "token windows": {"type": "token", "token": {"pooling": "windows", "windows": [1, 4, 9], "hidden": 8}},
+    "token evidence": {"type": "token", "token": {"window": 2, "switch": 0.1}},
+    "token sigmoid": {"type": "token", "token": {"window": 3, "gate": "sigmoid"}},
+    "top-1 evidence": {"type": "topk", "topk": {"window": 1, "switch": 0.2, "catch_up": 3}},
+    "top-1 sticky": {
+        "type": "topk",
+        "topk": {"pooling": "windows", "windows": [2, 5], "stickiness": 0.5, "catch_up": 3},
+    },
+    "top-3 budget": {"type": "topk", "topk": {"window": 2, "k": 3, "mass": 0.7, "catch_up": 3}},
     "top-1 segment": {"type": "topk", "topk": {"pooling": "segment", "window": 2, "catch_up": 0}},
 }
 
@@ -128,7 +137,9 @@ def with_router(model: MolForCausalLM, params: dict[str, Any], seed: int = 0) ->
     for position, old in zip(list(model.routers), model.iter_routers(), strict=True):
         new = REGISTRY[chosen.type](old.width, old.num_experts, chosen.chosen())
         with torch.no_grad():
-            new.temperature.start_weights(0.02)
+            for part in (new.temperature, new.switch, new.balance):
+                if part is not None:
+                    part.start_weights(0.02)
             new.outer.weight.copy_(torch.randn(new.outer.weight.shape, generator=generator) * 0.7)
             new.outer.bias.zero_()
         model.routers[position] = new.train(model.training)

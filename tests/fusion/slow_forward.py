@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mango.fusion import MolForCausalLM, Router
 from mango.fusion.expert import FusedExpert
-from tests.reference import catch_up, pooling
+from tests.reference import catch_up, evidence, pooling
 
 Shares = dict[int, float]
 """What share of each token of a row."""
@@ -81,11 +81,21 @@ def decide(model: MolForCausalLM, position: int, stream: list[Tensor], count: in
     router = model.routers[str(position)]
     assert isinstance(router, Router)
     pool = getattr(pooling, router.pool.kind)
-    pooled = torch.from_numpy(pool(torch.stack(stream).double().numpy(), router.pool.size)).float()
+    pooled = torch.from_numpy(pool(torch.stack(stream).double().numpy(), router.pool.sizes or router.pool.size)).float()
+    scores = torch.stack([router.scores(state) / router.temperature() for state in pooled])
+    probable = scores.sigmoid() / scores.sigmoid().sum(-1, keepdim=True)
+    if router.head.gate == "softmax":
+        probable = scores.softmax(-1)
+    if router.switch is not None:
+        probable = torch.from_numpy(evidence.filtered(scores.double().numpy(), router.switch().item()))
+    stuck = evidence.sticky(probable.double().log().numpy(), router.selection.stickiness)
     weights: list[list[float]] = []
-    for number, state in enumerate(pooled):
-        probabilities = (router.scores(state) / router.temperature()).softmax(-1).tolist()
+    for number, probabilities in enumerate(probable.tolist()):
         best = sorted(range(count), key=lambda place: -probabilities[place])[: router.selection.k]
+        if router.selection.k and router.selection.mass < 1:
+            best = evidence.within_mass(probabilities, router.selection.k, router.selection.mass)
+        if router.selection.stickiness:
+            best = [stuck[number]]
         if number + 1 < router.selection.frozen_after:
             best = [0]
         total = sum(probabilities[place] for place in best)

@@ -35,7 +35,7 @@ def span(enter: int, exit_: int, *blocks: int) -> dict[str, Any]:
         (RouterParams, {"other": {}}, "unknown router 'other'"),
         (RouterParams, {"type": "topk", "topk": {"k": 0}}, "greater than or equal to 1"),
         (RouterParams, {"type": "topk", "topk": {"catch_up": -1}}, "greater than or equal to 0"),
-        (RouterParams, {"token": {"pooling": "future"}}, "'window', 'prompt' or 'segment'"),
+        (RouterParams, {"token": {"pooling": "future"}}, "'window', 'prompt', 'segment' or 'windows'"),
         (RouterParams, {"token": {"temperature": {"start": 0.05}}}, "0.05 is not above the floor, 0.1"),
         (
             FusionParams,

@@ -25,3 +25,8 @@ def segment(states: Array, size: int) -> Array:
         start = (t // size) * size
         pools.append(states[: t + 1].mean(0) if start == 0 else states[start - size : start].mean(0))
     return np.stack(pools)
+
+
+def windows(states: Array, sizes: tuple[int, ...]) -> Array:
+    """Return the windows of all sizes, side by side."""
+    return np.concatenate([window(states, size) for size in sizes], -1)

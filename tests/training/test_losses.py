@@ -23,7 +23,7 @@ TARGETS = torch.tensor([[0, 1, 2, -100, 1], [2, 2, 0, 1, -100]])
 def routing(scores: Tensor, present: Tensor = PRESENT, position: int = 0) -> Routing:
     log_probs = scores.log_softmax(-1).where(present.unsqueeze(-1), 0.0)
     names = tuple(f"e{number}" for number in range(scores.shape[-1]))
-    return Routing(position, names, log_probs, log_probs.exp(), torch.zeros(*present.shape, 1), present)
+    return Routing(position, names, log_probs, log_probs.exp(), torch.zeros(*present.shape, 1), present, torch.zeros(present.shape))
 
 
 def scores(seed: int, experts: int = EXPERTS) -> Tensor:

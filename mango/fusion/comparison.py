@@ -1,0 +1,35 @@
+"""Whether a part of a fused model computes what its source model computes, as a number and an error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mango.errors import ArchitectureError
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest value, in float32; parts run the source model's own code."""
+
+
+def compare(found: Tensor, wanted: Tensor, mask: Tensor, what: str) -> None:
+    """Compare what a part computes on its own with what it computes inside its model.
+
+    Args:
+        found: of the part, ``[rows, length, ...]``.
+        wanted: of its model, of the same shape and of the type that it computes in.
+        mask: which tokens count, ``[rows, length]``.
+        what: the part, for the message.
+
+    Raises:
+        ArchitectureError: they differ.
+    """
+    limit = max(TOLERANCE, 8 * torch.finfo(wanted.dtype).eps)
+    found, wanted = found[mask].float(), wanted[mask].float()
+    scale = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    error = float((found - wanted).abs().max() / scale)
+    if not error <= limit:
+        raise ArchitectureError(
+            f"{what} do not compute on their own what they compute inside their model: the relative difference is "
+            f"{error:.1e}, at most {limit:.0e} is wanted. The model does something between its embedding and its "
+            "blocks, or between its blocks, that a span cannot carry; it can be neither trunk nor expert"
+        )

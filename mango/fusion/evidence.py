@@ -1,0 +1,84 @@
+"""What a router remembers from token to token: evidence that adds up, and a choice that sticks.
+
+Both are recurrences along a run of tokens, computed in parallel by doubling: what holds of the last ``2n`` tokens is
+put together from what holds of the last ``n`` and of the ``n`` before them. A token's value depends on no later token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEAST_EVIDENCE = -60.0
+"""Scores further than this below the best of their token count as this much, so that no expert is ever ruled out."""
+
+
+def filtered(scores: Tensor, valid: Tensor, switch: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the posterior of a hidden Markov model whose state is the best expert.
+
+    ``p_t(e) ~ exp(scores_t(e)) * ((1 - switch) p_{t-1}(e) + switch / experts)``: scores are evidence that adds up, and
+    is forgotten at the rate at which the best expert is expected to change.
+
+    Args:
+        scores: evidence of each token for each expert, in nats up to a constant, ``[rows, length, experts]``.
+        valid: which of them are tokens, ``[rows, length]``; others pass on what came before them.
+        switch: probability that the best expert changes between two tokens, a scalar in (0, 1).
+        before: log-probabilities after the tokens before, float64 ``[rows, experts]``.
+
+    Returns:
+        Log-probabilities, float32 ``[rows, length, experts]``, and those after the last token, float64
+        ``[rows, experts]``.
+
+    Source: the forward algorithm of Rabiner, "A Tutorial on Hidden Markov Models" (1989), eq. 19 to 20; the prefix
+    products are those of Hillis and Steele, "Data Parallel Algorithms" (1986).
+    """
+    experts = scores.shape[-1]
+    if not scores.shape[1]:
+        return scores.float(), before
+    scores = scores.double()
+    likelihood = (scores - scores.max(-1, keepdim=True).values).clamp(min=LEAST_EVIDENCE).exp()
+    switch = switch.double()
+    identity = torch.eye(experts, dtype=torch.float64, device=scores.device)
+    transition = (1 - switch) * identity + switch / experts
+    step = torch.where(valid[..., None, None], transition * likelihood.unsqueeze(-2), identity)
+    reach = 1
+    while reach < scores.shape[1]:
+        joined = step[:, :-reach] @ step[:, reach:]
+        joined = joined / joined.detach().amax((-2, -1), keepdim=True)
+        step = torch.cat([step[:, :reach], joined], 1)
+        reach *= 2
+    unnormalised = (before.exp()[:, None, None, :] @ step).squeeze(-2)
+    log_probs = unnormalised.log()
+    log_probs = log_probs - log_probs.logsumexp(-1, keepdim=True)
+    return log_probs.float(), log_probs[:, -1].detach()
+
+
+def sticky(log_probs: Tensor, valid: Tensor, margin: float, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the choice of each token when it stays as it was unless another expert is better by a margin.
+
+    Args:
+        log_probs: shape ``[rows, length, experts]``.
+        valid: which of them are tokens, ``[rows, length]``; others pass on what came before them.
+        margin: nats by which another expert must be more probable than the chosen one.
+        before: the choice of the last token before, int64 ``[rows]``; the number of experts stands for none.
+
+    Returns:
+        Choices, int64 ``[rows, length]``, and that of the last token, ``[rows]``.
+    """
+    rows, length, experts = log_probs.shape
+    if not length:
+        return torch.zeros(rows, 0, dtype=torch.long, device=log_probs.device), before
+    bonus = torch.nn.functional.pad(margin * torch.eye(experts, device=log_probs.device), (0, 0, 0, 1))
+    scored = log_probs.detach().unsqueeze(-2) + bonus  # [rows, length, chosen before, experts]
+    # Ties go to the expert that is listed first.
+    following = torch.sort(scored, dim=-1, descending=True, stable=True).indices[..., 0]
+    stays = torch.arange(experts + 1, device=log_probs.device)
+    following = torch.where(valid.unsqueeze(-1), following, stays)
+    reach = 1
+    while reach < length:
+        # After a token that was chosen before comes what follows from its choice.
+        joined = following[:, reach:].gather(-1, following[:, :-reach])
+        following = torch.cat([following[:, :reach], joined], 1)
+        reach *= 2
+    chosen = following.gather(-1, before.view(-1, 1, 1).expand(-1, length, 1)).squeeze(-1)
+    return chosen, chosen[:, -1]

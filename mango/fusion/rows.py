@@ -1,0 +1,153 @@
+"""One forward pass of a fused model that reads whole rows at once: encoders, of text or of images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mango.fusion.encoder_shells import EncoderBody
+from mango.fusion.output import Routing
+from mango.fusion.pooling import Pool
+from mango.fusion.routers import Decision, Router, Selection, choose
+from mango.fusion.step import Flow
+
+if TYPE_CHECKING:
+    from mango.fusion.core import MolPreTrainedModel
+
+ROW_POOLS = ("prompt", "window", "segment")
+"""Kinds of pooling that have a meaning where a token may look ahead."""
+
+
+class RowStep(Flow):
+    """One forward pass over whole rows.
+
+    Every token sees the whole row, so a choice of some experts is made once a row, and they process all of it.
+
+    Args:
+        model: the model.
+        selection: how rows choose.
+        inputs: the models' main input, ``[rows, ...]``.
+        mask: which tokens are real, ``[rows, length]``.
+    """
+
+    def __init__(self, model: MolPreTrainedModel, selection: Selection, inputs: Tensor, mask: Tensor) -> None:
+        super().__init__(model, selection)
+        self.inputs = inputs
+        self.mask = mask
+        self._rows: Tensor | None = None
+
+    def decide(self, position: int, states: Tensor, present: Tensor) -> Tensor:
+        """Pool each row, and choose for its tokens softly, or once for all of them."""
+        router = self._router(position)
+        self._rows = None
+        if router is None:
+            if self.sparse:
+                self._rows = present.any(1, keepdim=True)
+            return present.unsqueeze(-1).float()
+        decision = decide_rows(router, self.selection, states, present)
+        if decision.selected is not None:
+            self._rows = (decision.selected & present.unsqueeze(-1)).any(1)
+        real = present.unsqueeze(-1)
+        names = tuple(self.model.layout.experts[expert].name for expert, _ in self.model._entering[position])
+        weights = decision.weights * real
+        self.routing.append(
+            Routing(
+                position=position,
+                experts=names,
+                log_probs=decision.log_probs.masked_fill(~real, 0.0),
+                weights=weights,
+                pooled=(decision.pooled * real).detach(),
+                present=present,
+                log_total=decision.log_total * present,
+            )
+        )
+        return weights
+
+    def process(self, position: int, states: Tensor) -> list[Tensor]:
+        """Run every span on all rows, or on those that chose it."""
+        outputs: list[Tensor] = []
+        for place, (expert, index) in enumerate(self.model._entering[position]):
+            fused = self._expert(expert)
+            body = fused.bodies[index]
+            assert isinstance(body, EncoderBody)
+            key = (expert, index)
+            rows = None if self._rows is None else self._rows[:, place].nonzero().squeeze(1)
+            if rows is None or len(rows) == len(states):
+                inputs = self.inputs if body.front else fused.enter(index, states)
+                outputs.append(body(inputs, self.mask))
+                self._counts[key] = self.mask.sum()
+                continue
+            self._counts[key] = self.mask[rows].sum()
+            out = states.new_zeros(*states.shape[:2], body.width)
+            if len(rows):
+                inputs = self.inputs[rows] if body.front else fused.enter(index, states[rows])
+                out = out.index_copy(0, rows, body(inputs, self.mask[rows]).to(out.dtype))
+            outputs.append(out)
+        return outputs
+
+
+def decide_rows(router: Router, selection: Selection, states: Tensor, present: Tensor) -> Decision:
+    """Return a router's decision on every token of whole rows.
+
+    Args:
+        router: the router; its pool is of :data:`ROW_POOLS`.
+        selection: how rows choose; with `k`, each row chooses once, by the mean of its tokens' log-probabilities.
+        states: ``[rows, length, width]``.
+        present: which tokens are real, ``[rows, length]``.
+
+    Returns:
+        The decision, every part of it ``[rows, length, ...]``.
+    """
+    pooled = pool_rows(router.pool, states, present)
+    index = present.long().cumsum(1) - 1
+    soft = router.decide(pooled, index.clamp(min=0), Selection())
+    if selection.k is None:
+        return soft
+    count = present.sum(1, keepdim=True).clamp(min=1)
+    mean = (soft.log_probs * present.unsqueeze(-1)).sum(1) / count
+    whole = replace(selection, frozen_after=0)
+    row = choose(torch.log_softmax(mean, -1), pooled[:, 0], index[:, 0], whole)
+    assert row.selected is not None
+    length = states.shape[1]
+
+    def spread(values: Tensor) -> Tensor:
+        return values.unsqueeze(1).expand(-1, length, *values.shape[1:])
+
+    return replace(soft, log_probs=spread(row.log_probs), weights=spread(row.weights), selected=spread(row.selected))
+
+
+def pool_rows(pool: Pool, states: Tensor, present: Tensor) -> Tensor:
+    """Pool every token of rows in which tokens may look ahead.
+
+    ``prompt`` is the mean of the first real states, the same for all tokens of the row; ``window`` the mean of the
+    states around the token, and ``segment`` that of the token's own segment.
+
+    Args:
+        pool: the rule.
+        states: ``[rows, length, width]``.
+        present: which tokens are real, ``[rows, length]``; where they are not all on one side, the gaps count as none.
+
+    Returns:
+        float32 ``[rows, length, width]``.
+    """
+    masked = states.double().masked_fill(~present.unsqueeze(-1), 0.0)
+    index = present.long().cumsum(1) - 1
+    if pool.kind == "prompt":
+        counted = present & (index < pool.size)
+        total = (masked * counted.unsqueeze(-1)).sum(1, keepdim=True)
+        return (total / counted.sum(1).clamp(min=1).view(-1, 1, 1)).float().expand(states.shape)
+    place = torch.arange(states.shape[1], device=states.device)
+    if pool.kind == "window":
+        left = (pool.size - 1) // 2
+        near = (place.unsqueeze(0) >= place.unsqueeze(1) - left) & (
+            place.unsqueeze(0) <= place.unsqueeze(1) + pool.size // 2
+        )
+        near = near.expand(len(states), -1, -1)
+    else:
+        segment = torch.div(index.clamp(min=0), pool.size, rounding_mode="floor")
+        near = segment.unsqueeze(1) == segment.unsqueeze(2)
+    weights = (near & present.unsqueeze(1)).double()
+    return (weights @ masked / weights.sum(-1, keepdim=True).clamp(min=1)).float()

@@ -1,0 +1,128 @@
+"""Training the adapters and routers of a started fused model, whatever it is for."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, TrainingArguments
+
+from mango import console
+from mango.fusion import MolPreTrainedModel
+from mango.training.starts import StartReport
+from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog
+
+if TYPE_CHECKING:
+    from mango.training.run import Job
+
+
+@dataclass
+class Trained:
+    """What came out of a training.
+
+    Args:
+        model: the fused model, in evaluation mode.
+        curve: logged numbers, a mapping a step.
+        starts: how well adapters and routers started.
+    """
+
+    model: MolPreTrainedModel
+    curve: list[dict[str, float]]
+    starts: StartReport
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+def _arguments(job: Job, work: Path, device: torch.device | str) -> TrainingArguments:
+    train = job.train
+    terminal = sys.stderr.isatty()
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        max_grad_norm=train.max_grad_norm,
+        warmup_steps=max(1, round(train.warmup * train.steps)),
+        lr_scheduler_type="cosine",
+        learning_rate=train.adapter_learning_rate,
+        bf16=train.precision == "bf16",
+        fp16=train.precision == "fp16",
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        save_strategy="steps" if train.save_every else "no",
+        save_steps=train.save_every or 1,
+        eval_strategy="steps" if train.validate_every else "no",
+        eval_steps=train.validate_every or None,
+        seed=job.seed % 2**32,
+        data_seed=job.seed % 2**32,
+        report_to="none",
+        disable_tqdm=not terminal,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=torch.device(device).type == "cpu",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.device(device).type == "cuda",
+        prediction_loss_only=True,
+    )
+    # One process trains on one device: DataParallel would split what a fused model says of its routing.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def fit(
+    model: MolPreTrainedModel,
+    job: Job,
+    *,
+    what: str,
+    folder: Path,
+    device: torch.device | str,
+    fingerprint: str,
+    checkpoint: Path | None,
+    train: Dataset[Any],
+    validation: Dataset[Any],
+    starts: StartReport,
+    log: LogMetrics | None,
+) -> Trained:
+    """Train a started model from its first step, or from a checkpoint on.
+
+    Args:
+        model: the model.
+        job: how it is trained.
+        what: its name, in messages.
+        folder: of its checkpoints.
+        device: where to train.
+        fingerprint: of everything that the training depends on.
+        checkpoint: the checkpoint that is resumed.
+        train: training examples, in order.
+        validation: validation examples.
+        starts: how adapters and routers started.
+        log: takes metrics and their step.
+    """
+    if job.train.gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    metrics = MetricsLog(log)
+    trainer = FusedTrainer(
+        train=job.train,
+        fingerprint=fingerprint,
+        resumed=checkpoint,
+        model=model,
+        args=_arguments(job, folder, device),
+        train_dataset=train,
+        eval_dataset=validation,
+        callbacks=[metrics],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if job.train.steps and (model.iter_routers() or model.iter_adapters()):
+        console.note(f"{what}: training {job.train.steps} steps")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    last = metrics.curve.setdefault(job.train.steps, {})
+    if "validation" not in last:
+        last["validation"] = float(trainer.evaluate()["eval_loss"])
+    summary = {"validation": last["validation"]}
+    model.train(False)
+    curve = [{"step": float(step), **values} for step, values in sorted(metrics.curve.items())]
+    return Trained(model, curve, starts, summary)

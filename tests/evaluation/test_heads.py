@@ -1,0 +1,135 @@
+"""Fused models for other tasks than causal language models, trained and evaluated as the pipeline does it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, BertConfig, PretrainedConfig, PreTrainedTokenizerBase, RobertaConfig
+
+from mango.blocks import BlockStore, extract
+from mango.checkpoints import ModelSource
+from mango.corpus import CorpusParams, examples, mistakes
+from mango.errors import DataError, TrainingError
+from mango.evaluation import EvaluateParams, Subjects, evaluate_all, validate, write_report
+from mango.fusion import AdapterParams, FusionParams, RouterParams
+from mango.training import Job, TrainParams, train_all
+from tests.training.toys import DOMAINS, make_tokenizer, save_corpus
+
+PROVENANCE = {"git_revision": None, "mango_version": "0"}
+EVALUATE = EvaluateParams(sequences=4, speed_repeats=1)
+TRAIN: dict[str, Any] = {
+    "steps": 20, "batch_size": 4, "save_every": 0, "validation_sequences": 2, "losses": {"supervision": 0.1},
+    "controls": {"continued_trunk": False}, "start": {"sequences": 4, "router_steps": 20},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Three encoders in a store, and text for them."""
+
+    root: Path
+    store: BlockStore
+    tokenizer: PreTrainedTokenizerBase
+
+    def job(self, task: str, **train: Any) -> Job:
+        experts = ["sister", {"model": "roberta", "cut": "fine"}]
+        return Job(
+            seed=0,
+            corpus=CorpusParams(path=self.root / "corpus", sequence_length=20, segment_length=8),
+            fusion=FusionParams.model_validate({"task": task, "trunk": "base", "experts": experts, "span": 1}),
+            router=RouterParams.model_validate({"type": "simple", "simple": {"prompt": 8}}),
+            adapter=AdapterParams.model_validate({"type": "linear", "linear": {"rank": 4}}),
+            train=TrainParams.model_validate({**TRAIN, **train}),
+        )
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("encoders")
+    save_corpus(root / "corpus", documents=6)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<mask>", "cls_token": "<cls>", "sep_token": "<sep>"})
+    sizes: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0,
+    }  # fmt: skip
+    configs: dict[str, PretrainedConfig] = {
+        "base": BertConfig(**sizes), "sister": BertConfig(**sizes),
+        "roberta": RobertaConfig(**{**sizes, "hidden_size": 24}),
+    }  # fmt: skip
+    for seed, (name, config) in enumerate(configs.items()):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            AutoModelForMaskedLM.from_config(config).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    store = extract({name: ModelSource(source=str(root / name)) for name in configs}, root / "store", "reference")
+    return Encoders(root, store, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "baselines"),
+    [("masked-lm", "bits_per_byte", {"ensemble_uniform"}), ("sentence-embedding", "share_of_texts_not_found", set())],
+)
+def test_a_task_is_trained_and_evaluated(
+    encoders: Encoders, tmp_path: Path, task: str, unit: str, baselines: set[str]
+) -> None:
+    job = encoders.job(task)
+    summary = train_all(
+        job, encoders.store, out=tmp_path / "fused", controls=tmp_path / "controls", work=tmp_path / "work"
+    )
+    assert set(summary) == {"validation_loss", "self_stitch_validation_loss"}
+    trained = json.loads((tmp_path / "fused" / "training.json").read_text())
+    assert [point["step"] for point in trained["curve"] if "loss" in point] == list(range(1, 21))
+    assert all("supervision" in point for point in trained["curve"] if "loss" in point)
+    assert set(trained["starts"]["routers"]) == {"0", "1"}
+    assert {"roberta/0/out", "roberta/1/in"} <= set(trained["starts"]["adapters"])
+    subjects = Subjects(tmp_path / "fused", encoders.store, tmp_path / "merged", tmp_path / "controls")
+    found = evaluate_all(subjects, job.corpus, EVALUATE, seed=0, provenance=PROVENANCE)
+    validate(found)
+    write_report(found, tmp_path / "reports")
+    assert unit.replace("_", " ") in (tmp_path / "reports" / "report.html").read_text()
+    systems = {system["name"]: system for system in found["systems"]}
+    plain = {"trunk", "best_single", "expert_sister", "expert_roberta", "self_stitch", "oracle_sequence"}
+    assert set(systems) == plain | baselines | {"fused_soft", "fused_hard"}
+    assert found["units"]["pure"] == unit
+    assert systems["fused_soft"]["cost"] == pytest.approx(3)
+    assert systems["fused_hard"]["cost"] == pytest.approx(1)
+    for domain in DOMAINS:
+        best = min(systems[name]["pure"][domain] for name in ("trunk", "expert_sister", "expert_roberta"))
+        assert systems["oracle_sequence"]["pure"][domain] <= best
+
+
+def test_every_token_is_asked_for_once(encoders: Encoders) -> None:
+    corpus = encoders.job("masked-lm").corpus
+    found = examples("masked-lm", corpus, "test", encoders.tokenizer, per_domain=3, seed=0, evaluated=True)
+    asked = (found.inputs["labels"] != -100).view(-1, found.group, 20).sum(1)
+    assert bool((asked[:, 1:-1] == 1).all())
+    assert not bool(asked[:, [0, -1]].any())  # special tokens are not asked for
+    assert bool((found.inputs["input_ids"][found.inputs["labels"] != -100] == encoders.tokenizer.mask_token_id).all())
+    assert found.units.view(-1, found.group).sum(1).tolist() == [18.0] * 6  # one byte a token
+
+
+def test_mistakes_are_bits_and_misses(encoders: Encoders) -> None:
+    corpus = encoders.job("sentence-embedding").corpus
+    own = examples("sentence-embedding", corpus, "test", encoders.tokenizer, per_domain=3, seed=0, evaluated=True)
+    said = torch.tensor([[[1.0, 0.0], [0.9, 0.1]], [[0.0, 1.0], [0.1, 0.9]], [[0.6, 0.8], [0.5, 0.0]]])
+    assert mistakes("sentence-embedding", said, own).tolist() == [0.0, 0.0, 1.0]
+    assert mistakes("masked-lm", torch.log(torch.tensor([[0.5, 0.25, 1.0]])), own).tolist() == pytest.approx([3.0])
+    assert own.inputs["input_ids"].shape[1:] == (2, 20)
+
+
+def test_what_cannot_be_trained(encoders: Encoders, tmp_path: Path) -> None:
+    job = encoders.job("masked-lm", controls={"continued_trunk": True})
+    with pytest.raises(TrainingError, match=r"continued_trunk: true, but .* a model for masked-lm .* set it to false"):
+        train_all(job, encoders.store, out=tmp_path / "fused", controls=tmp_path / "controls", work=tmp_path / "work")
+    with pytest.raises(DataError, match="has no mask token"):
+        examples("masked-lm", job.corpus, "test", make_tokenizer(), per_domain=1, seed=0)
+    long = CorpusParams(path=job.corpus.path, sequence_length=5000, segment_length=8)
+    with pytest.raises(DataError, match=r"has no document of \d+ tokens"):
+        examples("masked-lm", long, "test", encoders.tokenizer, per_domain=1, seed=0)
