@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from mango.errors import MergeError
+from mango.merging.measuring import add_fishers, add_grams
 
 
 def collect_fishers(model: nn.Module, sequences: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -31,22 +29,12 @@ def collect_fishers(model: nn.Module, sequences: Iterable[torch.Tensor]) -> dict
     Source:
         Matena and Raffel (2021), arXiv:2111.09832, section 3.1.
     """
-    parameters = dict(model.named_parameters())
-    found = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
-    count = 0
-    with _evaluating(model):
-        for tokens in sequences:
-            loss = model(input_ids=tokens, labels=tokens).loss * (tokens.shape[1] - 1)  # a sum, not a mean
-            if not bool(torch.isfinite(loss)):
-                raise MergeError(f"calibration: sequence {count} has a loss of {float(loss)}; wanted a number")
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for total, gradient in zip(found.values(), gradients, strict=True):
-                if gradient is not None:
-                    total += gradient.double().square()
-            count += 1
-    if not count:
-        raise MergeError("calibration: there are no sequences; give some text")
-    return {name: total / count for name, total in found.items()}
+    found = {
+        name: torch.zeros_like(parameter, dtype=torch.float64, requires_grad=False)
+        for name, parameter in model.named_parameters()
+    }
+    add_fishers(model, list(sequences), found)
+    return found
 
 
 def collect_grams(model: nn.Module, sequences: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -65,36 +53,12 @@ def collect_grams(model: nn.Module, sequences: Iterable[torch.Tensor]) -> dict[s
     Source:
         Jin et al. (2022), arXiv:2212.09849, section 4.
     """
-    found: dict[str, torch.Tensor] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], Any], None]:
-        def add(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: Any) -> None:
-            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).double()
-            found[name] = found[name] + rows.T @ rows if name in found else rows.T @ rows
-
-        return add
-
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    hooks = [module.register_forward_hook(hook(f"{name}.weight")) for name, module in layers.items()]
-    count = 0
-    try:
-        with _evaluating(model), torch.no_grad():
-            for tokens in sequences:
-                model(input_ids=tokens)
-                count += 1
-    finally:
-        for handle in hooks:
-            handle.remove()
-    if not count:
-        raise MergeError("calibration: there are no sequences; give some text")
+    found = {
+        f"{name}.weight": torch.zeros(
+            layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device
+        )
+        for name, layer in layers.items()
+    }
+    add_grams(model, list(sequences), found)
     return found
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -28,6 +28,7 @@ class Prepared:
         tensors: the models' tensors, flat where pieces are independent.
         base: that of the base model, likewise.
         arguments: of the method, with what was measured of the whole tensors.
+        statistics: what calibration text says of each, flat where pieces are independent.
         device: where it is computed.
     """
 
@@ -36,6 +37,7 @@ class Prepared:
     base: torch.Tensor | None
     arguments: Mapping[str, Any]
     device: torch.device
+    statistics: tuple[torch.Tensor | None, ...] = ()
 
     @property
     def in_pieces(self) -> bool:
@@ -67,6 +69,7 @@ def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepare
         return Prepared(output, tensors[:1], None, {}, device)
     method = MERGERS[output.method]
     arguments = _arguments(output, method)
+    statistics = tuple(None if source is None else source.load().to(device) for source in output.statistics)
     if device.type != "cpu":
         tensors = tuple(tensor.to(device) for tensor in tensors)
         base = None if base is None else base.to(device)
@@ -76,7 +79,8 @@ def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepare
     if method.elementwise:
         tensors = tuple(tensor.reshape(-1) for tensor in tensors)
         base = None if base is None else base.reshape(-1)
-    return Prepared(output, tensors, base, arguments, device)
+        statistics = tuple(None if values is None else values.reshape(-1) for values in statistics)
+    return Prepared(output, tensors, base, arguments, device, statistics)
 
 
 def _arguments(output: OutputTensor, method: MergeMethod) -> dict[str, Any]:
@@ -115,11 +119,14 @@ def merge_piece(ready: Prepared, start: int, end: int) -> torch.Tensor:
     if ready.in_pieces:
         parts = [tensor[start:end] for tensor in ready.tensors]
         base = None if ready.base is None else ready.base[start:end]
+        statistics = tuple(None if values is None else values[start:end] for values in ready.statistics)
     else:
-        parts, base = list(ready.tensors), ready.base
+        parts, base, statistics = list(ready.tensors), ready.base, ready.statistics
     own: dict[str, Any] = {} if method.base not in ("reference", "optional") else {"base": base}
     if method.takes_position:
         own["first_position"] = start
+    if method.statistics is not None:
+        own[method.statistics] = statistics
     merged = method.combine(parts, **own, **ready.arguments, dtype=dtype)
     return _finite(output, merged).reshape(-1).to("cpu")
 

@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag, f
 from mango.config import Document, Frozen, refuse, validate
 from mango.merging import methods as _built_in  # noqa: F401  # registers the built-in methods
 from mango.merging.references import plain_references
+from mango.merging.sections import CalibrationSection, LearnSection, SearchSection
 
 DTypeWord = Annotated[
     Literal["bfloat16", "float16", "float32", "float64", "bf16", "fp16", "fp32", "half", "float", "double"],
@@ -136,6 +137,9 @@ class MergeDocument(Frozen):
         chat_template: ``auto``, the name of a known template, or a Jinja template.
         seed: start of every random number of methods that drop at random.
         name: what the result is called, also by later documents of the same file.
+        calibration: text on which models are measured, for methods and searches that do so.
+        learn: how ``adamerging`` learns its coefficients; it does so where there is calibration text.
+        search: parameters to search for on the calibration text.
     """
 
     merge_method: MethodSetting
@@ -151,6 +155,9 @@ class MergeDocument(Frozen):
     chat_template: str | None = Field(None, min_length=1)
     seed: int = Field(0, ge=0, lt=2**32)
     name: str | None = Field(None, min_length=1, validation_alias=AliasChoices("name", "out_path"))
+    calibration: CalibrationSection | None = None
+    learn: LearnSection | None = None
+    search: SearchSection | None = None
 
     @field_serializer("merge_method")
     def _plain_method(self, value: MethodSetting) -> Any:

@@ -8,6 +8,7 @@ from mango.config import Problem, near
 from mango.errors import UnknownNameError
 from mango.merging.document import Level, MergeDocument, MethodSetting, Module, Slice, TokenSource, key_of
 from mango.merging.registry import MERGERS, MergeMethod
+from mango.merging.section_checks import section_problems
 from mango.merging.settings import HINTS, check_parameters
 
 MODULE_NAMES = ("default", "text_decoder", "vision_tower", "multi_modal_projector", "encoder", "decoder")
@@ -24,6 +25,7 @@ def problems(document: MergeDocument) -> Iterator[Problem]:
             yield from _parameters(level)
         for path, group in document.groups():
             yield from _group(document, path, group)
+        yield from section_problems(document)
 
 
 def _structure(document: MergeDocument) -> Iterator[Problem]:

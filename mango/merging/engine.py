@@ -195,10 +195,10 @@ def merge_plan(
         if growing.is_done:
             progress.add(num_resumed, ready.num_bytes)
         else:
-            ready = settled(ready, bench, devices[0])
+            asked, ready = ready, settled(ready, bench, devices[0])
             num_resumed = _write_weights(ready, growing, max_shard_bytes, threads, devices, progress)
             _write_beside(ready, growing.folder)
-            if file_states(ready) != work.states:
+            if file_states(asked) != work.states:
                 raise CheckpointError(f"{out}: a model was changed while it was merged; start the merge again")
     return MergeReport.of(ready, Path(out), num_resumed=num_resumed, seconds=time.monotonic() - start)
 

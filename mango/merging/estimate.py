@@ -18,11 +18,14 @@ from mango.merging.inputs import Input
 from mango.merging.outputs import COPY, OutputTensor
 from mango.merging.plan import MergePlan
 from mango.merging.registry import MERGERS
-from mango.merging.tensor_sources import Held
+from mango.merging.tensor_sources import Held, TensorSource
 from mango.tensors import item_bytes, torch_dtype
 from mango.tensors.pieces import PIECE_ELEMENTS
 
 _PROCESS_BYTES = 120 << 20
+_RUNNING_BYTES = 400 << 20
+"""What transformers and the states of a small batch take."""
+
 _DISK_BYTES_PER_S = 1e9
 _SAMPLE_ELEMENTS = 2**16
 _LICENCE = re.compile(r"^license:\s*[\"']?([\w.\-+ ]+?)[\"']?\s*$", re.MULTILINE)
@@ -37,6 +40,8 @@ class Estimate:
         download_bytes: weights that are fetched from the Hub first.
         memory_bytes: about the most memory at a time, mapped files not counted.
         seconds: about how long it takes, downloads not counted.
+        calibration_bytes: size of what is measured on text, which is gone at the end.
+        calibration_seconds: about how long text is measured on, a part of ``seconds``.
         licences: the licence that each model's card names, by key; None where it names none.
     """
 
@@ -44,6 +49,8 @@ class Estimate:
     download_bytes: int
     memory_bytes: int
     seconds: float
+    calibration_bytes: int
+    calibration_seconds: float
     licences: Mapping[str, str | None]
 
 
@@ -59,11 +66,18 @@ def estimate(plan: MergePlan, threads: int | None = None) -> Estimate:
     compute = sum(rates.get(o.method, 1e-9) * o.spec.num_elements for o in plan.tensors) / count
     moved = (plan.read_bytes + plan.num_bytes) / _DISK_BYTES_PER_S
     remote = [model for model in plan.all_inputs() if model.remote]
+    calibration = 0.0
+    if plan.measurements or plan.quest is not None:
+        flops = sum(one.num_flops for one in plan.measurements)
+        flops += 0.0 if plan.quest is None else plan.quest.num_flops
+        calibration = flops * _seconds_per_flop() + (0.0 if plan.quest is None else plan.quest.num_merges * compute)
     return Estimate(
         disk_bytes=plan.num_bytes,
         download_bytes=sum(tensor.read_bytes for model in remote for tensor in model.tensors.values()),
         memory_bytes=_memory(plan, count),
-        seconds=round(max(compute, moved) + 0.5, 1),
+        seconds=round(max(compute, moved) + calibration + 0.5, 1),
+        calibration_bytes=sum(one.num_bytes for one in plan.measurements),
+        calibration_seconds=round(calibration, 1),
         licences={model.key: declared_licence(model) for model in plan.all_inputs()},
     )
 
@@ -78,7 +92,20 @@ def _memory(plan: MergePlan, threads: int) -> int:
         else:
             work = output.spec.num_elements * 8 * (len(output.inputs) + 2)
         most = max(most, held + work)
-    return _PROCESS_BYTES + most
+    runs = [one.runnable for one in plan.measurements] + ([] if plan.quest is None else [plan.quest.runnable])
+    run = max((one.num_parameters for one in runs), default=0)
+    return _PROCESS_BYTES + (_RUNNING_BYTES if run else 0) + max(most, 4 * run) + (most if plan.quest else 0)
+
+
+def _seconds_per_flop() -> float:
+    """Time a product of two matrices in float32, as models run."""
+    matrix = torch.ones(512, 512)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - start)
+    return best / (2 * 512**3)
 
 
 def _seconds_per_element(plan: MergePlan, method: str) -> float:
@@ -102,6 +129,7 @@ def _seconds_per_element(plan: MergePlan, method: str) -> float:
         base=None if largest.base is None else (largest.base[0], sample(spec.name, largest.base[1].dtype)),
         arguments=largest.arguments,
         seeds=largest.seeds,
+        statistics=tuple(_statistic(source, shape, generator) for source in largest.statistics),
     )
     best = float("inf")
     for _ in range(2):
@@ -111,7 +139,17 @@ def _seconds_per_element(plan: MergePlan, method: str) -> float:
         except MergeError:
             return 0.0  # it refuses random numbers; what it takes is then not known
         best = min(best, time.perf_counter() - start)
-    return best / max(1, spec.num_elements)
+    # decomposing a matrix takes longer for each of its elements where there are more of them
+    growth = (largest.spec.num_elements / size) ** 0.5 if MERGERS[method].statistics == "grams" else 1.0
+    return growth * best / max(1, spec.num_elements)
+
+
+def _statistic(source: TensorSource | None, shape: tuple[int, ...], generator: torch.Generator) -> TensorSource | None:
+    if source is None:
+        return None
+    if source.dtype == "F32":  # Fisher information
+        return Held.of(source.name, torch.rand(shape, generator=generator))
+    return Held.of(source.name, torch.eye(shape[1], dtype=torch.float64))
 
 
 def _small_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -159,6 +197,9 @@ def describe(plan: MergePlan, taken: Estimate, out: Path) -> dict[str, Any]:
         "disk_bytes": taken.disk_bytes,
         "memory_bytes": taken.memory_bytes,
         "seconds": taken.seconds,
+        "calibration": _calibration(plan),
+        "calibration_bytes": taken.calibration_bytes,
+        "calibration_seconds": taken.calibration_seconds,
         "licences": dict(taken.licences),
         "notes": list(plan.notes),
         "tensors": [
@@ -172,6 +213,18 @@ def describe(plan: MergePlan, taken: Estimate, out: Path) -> dict[str, Any]:
             for output in plan.tensors
         ],
     }
+
+
+def _calibration(plan: MergePlan) -> dict[str, str]:
+    """Return what is measured on text, and how."""
+    found = {}
+    for one in plan.measurements:
+        rows, tokens = one.text.input_ids.shape
+        words = "Fisher information" if one.kind == "fishers" else "Gram matrices"
+        found[f"{words} of {one.key!r}"] = f"{rows} sequences of {tokens} tokens"
+    if plan.quest is not None:
+        found["result"] = plan.quest.words
+    return found
 
 
 def _rows(model: Input) -> int | None:

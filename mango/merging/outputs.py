@@ -36,6 +36,7 @@ class OutputTensor:
         base: (model, tensor) of what they are compared with, for methods that do so.
         arguments: the method's parameters for this tensor.
         seeds: a seed for each source, for methods that draw at random.
+        statistics: what calibration text says of each source, for methods that ask; None where it says nothing.
     """
 
     spec: TensorSpec
@@ -44,6 +45,7 @@ class OutputTensor:
     base: tuple[str, TensorSource] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    statistics: tuple[TensorSource | None, ...] = ()
 
     @property
     def inputs(self) -> list[TensorSource]:
@@ -269,7 +271,7 @@ class _Outputs:
         if method.random:
             extra["seeds"] = tuple(range(len(models)))
         if method.statistics is not None:
-            return arguments
+            extra[method.statistics] = [empty] * len(models)
         try:
             method.combine([empty] * len(models), **extra, **arguments)
         except MergeError as error:

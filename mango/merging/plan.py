@@ -5,22 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from mango.errors import MergeError
 from mango.merging.alignment import Alignment, align
+from mango.merging.calibrating import calibrated, text_for
 from mango.merging.compatibility import check_compatible, config_notes, vocabulary_notes
 from mango.merging.document import MergeDocument, key_of, parse_mapping
 from mango.merging.inputs import Input, ModelValue, open_inputs
 from mango.merging.layers import cuts
+from mango.merging.measuring import Measurement
 from mango.merging.nested import Merged
 from mango.merging.outputs import COPY, OutputTensor, plan_outputs
 from mango.merging.registry import MERGERS
 from mango.merging.result_config import result_config
+from mango.merging.running import Runnable, runnable
 from mango.merging.settings import HINTS
 from mango.merging.templates import choose_template
 from mango.merging.tensor_sources import TensorSource, total_read
+from mango.merging.texts import CalibrationText, text_files
 from mango.merging.vocabularies import Vocabulary
+
+
+class Quest(Protocol):
+    """What calibration text decides about a document: the values of some of its parameters."""
+
+    text: CalibrationText
+    runnable: Runnable
+
+    @property
+    def num_flops(self) -> float:
+        """About the floating point operations that it takes, merging not counted."""
+
+    @property
+    def num_merges(self) -> int:
+        """How often all tensors are merged."""
+
+    @property
+    def words(self) -> str:
+        """What is done, for people."""
+
+    def solve(self, bench: Path, device: torch.device | str) -> MergeDocument:
+        """Return the document with the values that were found, and without its sections about text.
+
+        Args:
+            bench: folder where every step is noted, so that a run after a killed one does not repeat it.
+            device: where the merged model runs.
+        """
 
 
 @dataclass(frozen=True)
@@ -37,6 +70,10 @@ class MergePlan:
         alignment: where the tokens of the result are in the models, if vocabularies are aligned.
         tied: whether the output's head is its embedding.
         notes: what a person should know and is no error.
+        measurements: what calibration text says of the models, to be measured before weights are merged; those of
+            nested documents first.
+        quest: what calibration text decides about the document itself, before weights are merged; until then the plan
+            is that of the document's own values.
     """
 
     document: MergeDocument
@@ -48,6 +85,8 @@ class MergePlan:
     alignment: Alignment | None
     tied: bool
     notes: tuple[str, ...]
+    measurements: tuple[Measurement, ...] = ()
+    quest: Quest | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -87,6 +126,15 @@ class MergePlan:
             else:
                 yield model
 
+    def text_files(self) -> Iterator[Path]:
+        """Yield the files of calibration text, those of nested documents included."""
+        section = self.document.calibration
+        for source in () if section is None else (section, *section.models.values()):
+            yield from text_files(source)
+        for model in self.inputs.values():
+            if isinstance(model.nested, MergePlan):
+                yield from model.nested.text_files()
+
 
 def plan(
     document: MergeDocument | Mapping[str, Any],
@@ -117,13 +165,28 @@ def plan(
         return _as_input(plan(inner, models, cache=cache, download=download))
 
     inputs = open_inputs(document.references(), models or {}, cache, download=download, nested=nested)
+    ready = plan_with(document, inputs)
+    return replace(ready, quest=quest_of(ready)) if seeks(document) else ready
+
+
+def plan_with(document: MergeDocument, inputs: Mapping[str, Input]) -> MergePlan:
+    """Work out a merge of models that are opened already, as it is with the document's own values.
+
+    Args:
+        document: what to merge.
+        inputs: the models by key, the lead first.
+
+    Raises:
+        MergeError: see `plan`.
+    """
     check_compatible(document, inputs)
     put_together = cuts(document, inputs)
     tied = all(model.tied for model in inputs.values())
     alignment = align(document, inputs)
     tensors, notes = plan_outputs(document, inputs, put_together, alignment, tied)
     _check_names(tensors)
-    _check_statistics(tensors)
+    inner = [model.nested for model in inputs.values() if isinstance(model.nested, MergePlan)]
+    tensors, measurements, measured_notes = calibrated(document, inputs, tensors)
     lead = next(iter(inputs.values()))
     config = result_config(document, inputs, put_together, None if alignment is None else alignment.num_rows, tied)
     vocabulary, words = _vocabulary(document, inputs, alignment)
@@ -137,12 +200,17 @@ def plan(
         tokenizer=words,
         alignment=alignment,
         tied=tied,
-        notes=(*_notes(document, inputs, tied), *config_notes(lead, inputs, changed), *notes),
+        notes=(*_notes(document, inputs, tied), *config_notes(lead, inputs, changed), *notes, *measured_notes),
+        measurements=(*(m for part in inner for m in part.measurements), *measurements),
     )
 
 
 def _as_input(inner: MergePlan) -> Input:
     """Return a planned merge as a model whose tensors are computed when they are asked for."""
+    if inner.quest is not None:
+        raise MergeError(
+            "a recipe inside of another has fixed values: learn or search in a document of its own, and name its result"
+        )
     word = inner.document.out_dtype or inner.document.dtype
     tensors: dict[str, TensorSource] = {}
     for output in inner.tensors:
@@ -165,18 +233,37 @@ def _as_input(inner: MergePlan) -> Input:
     )
 
 
+def seeks(document: MergeDocument) -> bool:
+    """Tell whether calibration text decides about values of a document."""
+    if document.calibration is None:
+        return False
+    return document.search is not None or any(
+        MERGERS[name].learned for level in document.levels() for name in level.methods
+    )
+
+
+def quest_of(ready: MergePlan) -> Quest:
+    """Return what calibration text decides about a document, checked as far as headers and text allow.
+
+    Raises:
+        MergeError: the result cannot be run, or there is no text for it.
+    """
+    from mango.merging.learning import Learning
+    from mango.merging.search import Search
+
+    document = ready.document
+    assert document.calibration is not None, "a document that seeks names its text"
+    result = replace(_as_input(ready), key=document.name or "result")
+    one = runnable(result)
+    if ready.vocabulary is None:
+        raise MergeError("calibration: none of the models has a tokenizer, so text has no tokens")
+    text = text_for(document.calibration, one, ready.vocabulary, result.key)
+    return Learning(ready, one, text) if document.search is None else Search(ready, one, text)
+
+
 def _check_names(tensors: tuple[OutputTensor, ...]) -> None:
     if not tensors:
         raise MergeError("the models have no tensors, so there is nothing to merge")
-
-
-def _check_statistics(tensors: tuple[OutputTensor, ...]) -> None:
-    needing = dict.fromkeys(t.method for t in tensors if t.method != COPY and MERGERS[t.method].statistics is not None)
-    if needing:
-        raise MergeError(
-            f"{', '.join(needing)}: needs statistics of calibration data ({MERGERS[next(iter(needing))].statistics}), "
-            "which a document cannot give; use the method's function with statistics of your own"
-        )
 
 
 def _vocabulary(

@@ -19,6 +19,20 @@ F = TypeVar("F", bound=Combine)
 
 
 @dataclass(frozen=True)
+class Learned:
+    """A parameter, one of each model's own, in which a method's result is linear.
+
+    Attributes:
+        parameter: its name.
+        directions: ``directions(tensors, base, *, first_position, **arguments)`` returns for flat pieces what each
+            model's value multiplies, float64.
+    """
+
+    parameter: str
+    directions: Callable[..., list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
 class MergeMethod:
     """A merge method as the engine calls it.
 
@@ -50,6 +64,7 @@ class MergeMethod:
         statistics: it takes a tuple under this name, for each model what calibration found for this tensor, or None:
             ``"fishers"``, the diagonal Fisher information, of the tensor's shape (flat pieces in step with it when
             elementwise); ``"grams"``, ``[width_in, width_in]`` Gram matrices of a linear layer's inputs.
+        learned: the parameter that calibration text teaches where a document names some.
         without_effect: parameters that mergekit's documents may give this method and that change nothing: read, and
             noted.
     """
@@ -64,6 +79,7 @@ class MergeMethod:
     elementwise: bool = False
     random: bool = False
     statistics: Statistic | None = None
+    learned: Learned | None = None
     without_effect: frozenset[str] = frozenset()
 
     @property
@@ -88,6 +104,7 @@ def merge_method(
     elementwise: bool = False,
     random: bool = False,
     statistics: Statistic | None = None,
+    learned: Learned | None = None,
     without_effect: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Return a decorator that registers a pure function as a merge method; see `MergeMethod` for the arguments.
@@ -104,6 +121,7 @@ def merge_method(
         elementwise: whether it can be applied to pieces.
         random: whether it takes seeds.
         statistics: what calibration must find for it.
+        learned: which parameter calibration text can teach.
         without_effect: parameters that are read and change nothing.
 
     Returns:
@@ -122,6 +140,7 @@ def merge_method(
             elementwise=elementwise,
             random=random,
             statistics=statistics,
+            learned=learned,
             without_effect=frozenset(without_effect),
         )
         MERGERS.register(name, params)(method)

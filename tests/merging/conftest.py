@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from mango.checkpoints import ModelSource
+from mango.checkpoints import ModelSource, sha256_file
+from mango.errors import ConfigError
+from mango.merging import load_document
 
 VOCABULARY = 64
 MakeModel = Callable[..., Path]
@@ -43,6 +45,40 @@ def save_tokenizer(folder: Path, text: str = "the cat sat on the mat") -> None:
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<s>"], show_progress=False)
     tokenizer.train_from_iterator([text], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
+
+
+class Stopped(KeyboardInterrupt):
+    """Ends a merge in its middle as Ctrl-C does."""
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+
+
+def problems(tmp_path: Path, lines: str) -> list[str]:
+    """What is wrong with a merge document, each with its line."""
+    file = tmp_path / "merge.yaml"
+    file.write_text(lines)
+    with pytest.raises(ConfigError) as caught:
+        load_document(file)
+    return [line.removeprefix(f"{file}:") for line in str(caught.value).splitlines()]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Calibration text in the words of the tiny vocabulary."""
+    words = ("the cat ", "sat on ", "the mat ")
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join("".join(words[(i * i + j) % 3] for j in range(40)) for i in range(100)))
+    return path
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from mango.merging.methods import (
+    adamerging,
+    adamerging_pp,
     arcee_fusion,
     breadcrumbs,
     breadcrumbs_ties,
@@ -102,11 +104,12 @@ def inputs(models: list[np.ndarray]) -> list[np.ndarray]:
     return [generator.standard_normal((3 * model.shape[-1] + 2, model.shape[-1])) for model in models]
 
 
-def call_regmean(models: Tensors) -> torch.Tensor:
+def call_regmean(models: Tensors, transposed: bool = False) -> torch.Tensor:
     if models[0].dim() != 2:
         return regmean(models, grams=[None] * len(models))
-    x = [torch.from_numpy(rows) for rows in inputs([m.double().numpy() for m in models])]
-    return regmean(models, grams=[rows.T @ rows for rows in x], reduction=0.9)
+    x = [torch.from_numpy(rows) for rows in inputs([(m.T if transposed else m).double().numpy() for m in models])]
+    merged = regmean(models, grams=[rows.T @ rows for rows in x], reduction=0.9, transposed=transposed)
+    return merged.T if transposed else merged
 
 
 def exact_regmean(models: list[np.ndarray]) -> np.ndarray:
@@ -238,6 +241,16 @@ CASES = [
         lambda b, m: fisher(m, fishers=_fisher_tensors(m), weight=WEIGHT),
         lambda b, m: more.fisher(m, fishers(m), WEIGHT),
     ),
+    Case(
+        "adamerging",
+        lambda b, m: adamerging(m, base=b, coefficient=[0.31, 0.73, -0.17]),
+        lambda b, m: more.adamerging(b, m, [0.31, 0.73, -0.17]),
+    ),
+    Case(
+        "adamerging_pp",
+        lambda b, m: adamerging_pp(m, base=b, coefficient=[0.31, 0.73, -0.17], density=DENSITY),
+        lambda b, m: more.adamerging(b, m, [0.31, 0.73, -0.17], DENSITY),
+    ),
 ]
 """Methods whose maths is elementwise or sums: exact to the last bits of float64."""
 
@@ -250,5 +263,10 @@ MATRIX_CASES = [
         lambda b, m: more.iso_cts(b, m, 0.8, 0.7),
     ),
     Case("regmean", lambda b, m: call_regmean(m), lambda b, m: exact_regmean(m)),
+    Case(
+        "regmean of a transposed layer",
+        lambda b, m: call_regmean([t.T for t in m], transposed=True) if m[0].dim() == 2 else call_regmean(m),
+        lambda b, m: exact_regmean(m),
+    ),
 ]
 """Methods that decompose matrices: exact to about 1e-13 of the largest element."""

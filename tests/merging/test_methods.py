@@ -83,6 +83,7 @@ PARAMETERS = {
     "epsilon": (0.1, 0.3, 0.0),
     "scale": (0.7, None, None),
     "t": 0.3,
+    "coefficient": (0.3, 0.7, -0.1),
 }
 
 

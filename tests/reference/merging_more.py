@@ -174,3 +174,19 @@ def regmean(models: list[Array], inputs: list[Array], reduction: float) -> Array
         rows.append(wide)
         targets.append(wide @ model.T)
     return np.linalg.lstsq(np.vstack(rows), np.vstack(targets), rcond=None)[0].T
+
+
+def adamerging(
+    base: Array, models: list[Array], coefficients: list[float], density: list[float] | None = None
+) -> Array:
+    """AdaMerging(++), arXiv:2310.02575, section 3.2: theta_pre + sum_k lambda_k Phi(tau_k).
+
+    Phi is the identity, or, with densities, what TIES (2306.01708, algorithm 1, steps 1 and 2) leaves of each.
+    """
+    taus = vectors(base, models)
+    if density is not None:
+        taus = [masked(tau, order(tau)[: count_of(share, tau.size)]) for tau, share in zip(taus, density, strict=True)]
+        total = sum(taus)
+        sign = np.where(np.abs(total) <= LD(2.0**-50) * sum(np.abs(t) for t in taus), LD(0), np.sign(total))
+        taus = [np.where(np.sign(tau) == sign, tau, LD(0)) for tau in taus]
+    return (base.astype(LD) + sum(LD(c) * tau for c, tau in zip(coefficients, taus, strict=True))).astype(np.float64)

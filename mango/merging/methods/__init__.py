@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mango.merging.methods.adamerging import AdamergingParams, AdamergingPpParams, adamerging, adamerging_pp
 from mango.merging.methods.arcee_fusion import ArceeFusionParams, arcee_fusion
 from mango.merging.methods.breadcrumbs import BreadcrumbsParams, breadcrumbs, breadcrumbs_ties
 from mango.merging.methods.dare import DareParams, dare_linear, dare_ties
@@ -24,6 +25,8 @@ from mango.merging.methods.task_arithmetic import TaskArithmeticParams, task_ari
 from mango.merging.methods.ties import TiesParams, ties
 
 __all__ = [
+    "AdamergingParams",
+    "AdamergingPpParams",
     "ArceeFusionParams",
     "BreadcrumbsParams",
     "DareParams",
@@ -50,6 +53,8 @@ __all__ = [
     "TaskArithmeticParams",
     "TiesParams",
     "TsvParams",
+    "adamerging",
+    "adamerging_pp",
     "arcee_fusion",
     "breadcrumbs",
     "breadcrumbs_ties",

@@ -24,6 +24,7 @@ def regmean(
     *,
     grams: Sequence[torch.Tensor | None],
     reduction: float = 0.9,
+    transposed: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return the linear layer nearest to all in what it gives, ``(sum_i W_i G_i) (sum_i G_i)^-1``, in float64.
@@ -36,6 +37,7 @@ def regmean(
         tensors: ``[width_out, width_in]`` floating point matrices of linear layers, or tensors of any shape.
         grams: for each, ``[width_in, width_in]``; or None for all where they are not of linear layers.
         reduction: factor of the elements off the diagonal, 0 to 1.
+        transposed: the matrices are stored as ``[width_in, width_out]``, as those of GPT-2 are.
         dtype: type of the result; that of the first tensor by default.
 
     Returns:
@@ -48,6 +50,9 @@ def regmean(
         Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models" (2022), arXiv:2212.09849,
         equation 2 and section 4.
     """
+    if transposed:
+        turned = [tensor.T for tensor in tensors]
+        return regmean(turned, grams=grams, reduction=reduction, dtype=dtype).T.contiguous()
     known = [gram for gram in grams if gram is not None]
     mean = torch.zeros(tensors[0].shape, dtype=torch.float64, device=tensors[0].device)
     for tensor in tensors:

@@ -1,0 +1,76 @@
+"""What comes before the first weight is merged: measuring models on text, and finding what text decides."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from mango import console
+from mango.merging.plan import MergePlan, plan_with
+
+
+@contextmanager
+def bench_of(folder: Path) -> Iterator[Path]:
+    """Give the folder for what a merge that grows in a folder measures, beside it.
+
+    It is gone at the end and after an error. When the body is ended by a signal or Ctrl-C it stays, as the folder that
+    grows does, so that the next run of the same merge does not measure again.
+
+    Args:
+        folder: where the merge grows.
+
+    Yields:
+        The folder; it is made when something is measured.
+    """
+    bench = folder.with_name(f"{folder.name}.calibration")
+    try:
+        yield bench
+    except Exception:
+        shutil.rmtree(bench, ignore_errors=True)
+        raise
+    shutil.rmtree(bench, ignore_errors=True)
+
+
+@contextmanager
+def scratch_bench() -> Iterator[Path]:
+    """Give a folder for what a merge into memory measures; it is gone at the end."""
+    with TemporaryDirectory(prefix="mango-calibration-") as folder:
+        yield Path(folder)
+
+
+def settled(ready: MergePlan, bench: Path, device: torch.device | str) -> MergePlan:
+    """Measure what a plan needs to know of its models, and find the values that calibration text decides.
+
+    Args:
+        ready: the plan, with all weights on this machine.
+        bench: folder where everything that was measured is kept; what an earlier run has left there is not measured
+            again.
+        device: where models run.
+
+    Returns:
+        The plan with its values fixed; the same one where text decides nothing.
+
+    Raises:
+        MergeError: something is not finite.
+        CheckpointError: there is no room.
+    """
+    if not ready.measurements and ready.quest is None:
+        return ready
+    bench.mkdir(exist_ok=True)
+    _measure(ready, bench, device)
+    if ready.quest is None:
+        return ready
+    found = plan_with(ready.quest.solve(bench, device), ready.inputs)
+    _measure(found, bench, device)
+    return found
+
+
+def _measure(ready: MergePlan, bench: Path, device: torch.device | str) -> None:
+    for number, one in enumerate(ready.measurements):
+        with console.Meter(f"measure {one.kind} of {one.key}") as meter:
+            one.run(bench / f"{number}-{one.kind}.bin", device, meter)
