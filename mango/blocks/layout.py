@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap, build_meta, describe
+from mango.architectures.handlers import handler_for
 from mango.architectures.screening import unknown_type
 from mango.blocks.conversion import Conversion, plan
 from mango.blocks.quick import Layout
@@ -51,6 +52,8 @@ def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
         ArchitectureError: this ``transformers`` knows no such model type, or refuses the content.
     """
     model_type = raw.get("model_type")
+    if isinstance(model_type, str) and model_type not in CONFIG_MAPPING:
+        handler_for(model_type)  # a package that brings the type registers it when its handler is looked up
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise unknown_type(model_type, where, sorted(CONFIG_MAPPING.keys()))
     try:

@@ -32,11 +32,12 @@ _CODE_KEYS = ("auto_map", "custom_code", "trust_remote_code", "code_revision")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
-def check_tokenizer(folder: Path | str) -> list[Path]:
+def check_tokenizer(folder: Path | str, documents: dict[str, Any] | None = None) -> list[Path]:
     """Check the tokenizer files of a model folder before any library reads them.
 
     Args:
         folder: the model folder.
+        documents: gets what ``tokenizer.json`` holds, by the file's name, so that a caller need not read it again.
 
     Returns:
         The files that were checked.
@@ -51,12 +52,14 @@ def check_tokenizer(folder: Path | str) -> list[Path]:
     for name, check in _CHECKS.items():
         path = folder / name
         if path.is_file() or path.is_symlink():
-            check(check_inside(path, folder))
+            found = check(check_inside(path, folder))
+            if documents is not None and found is not None:
+                documents[name] = found
             checked.append(path)
     return checked
 
 
-def _check_tokenizer_json(path: Path) -> None:
+def _check_tokenizer_json(path: Path) -> dict[str, Any]:
     document = read_json(path, TOKENIZER_BOUNDS)
     model = document.get("model")
     if not isinstance(model, dict):
@@ -78,6 +81,7 @@ def _check_tokenizer_json(path: Path) -> None:
         _check_steps(path, key, document.get(key))
     for key in ("max_input_chars_per_word", "unk_id"):
         _check_length(path, key, model.get(key))
+    return document
 
 
 def _ids_of_added(path: Path, added: Any) -> dict[int, str]:
@@ -133,6 +137,8 @@ def _check_pieces(path: Path, pieces: list[Any]) -> None:
 
 def _check_merges(path: Path, merges: Iterable[Any]) -> None:
     for merge in merges:
+        if type(merge) is str and merge.count(" ") == 1:
+            continue
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise CheckpointError(f"{path}: merge {shown(merge)} is no pair of tokens")

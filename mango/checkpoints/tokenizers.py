@@ -67,10 +67,10 @@ def tokenizer_sha256(folder: Path | str) -> str:
         UnsafeFileError: it holds more than any real tokenizer; see :func:`check_tokenizer`.
     """
     folder = Path(folder)
-    check_tokenizer(folder)
-    if (folder / "tokenizer.json").is_file():
-        path = folder / "tokenizer.json"
-        document = read_json(path, TOKENIZER_BOUNDS)
+    documents: dict[str, Any] = {}
+    check_tokenizer(folder, documents)
+    if "tokenizer.json" in documents:
+        path, document = folder / "tokenizer.json", documents["tokenizer.json"]
         try:
             return _digest(*_of_tokenizer_json(document))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

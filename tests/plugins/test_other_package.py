@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,9 @@ sticky = "mango_orchard.routers"
 
 [project.entry-points."mango.adapters"]
 shift = "mango_orchard.adapters"
+
+[project.entry-points."mango.architectures"]
+orchard = "mango_orchard.architectures"
 """
 
 MERGING = """
@@ -98,6 +102,36 @@ class ShiftAdapter(Adapter):
         return (self.by - self.start).square().mean()
 """
 
+ARCHITECTURES = """
+import torch
+from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaModel
+from mango.architectures import ARCHITECTURES, Handler, NoParams
+
+
+class OrchardConfig(LlamaConfig):
+    model_type = "orchard"
+
+
+class OrchardModel(LlamaModel):
+    config_class = OrchardConfig
+
+    def forward(self, input_ids=None, season=None, **kwargs):
+        if season is None:
+            raise ValueError("an orchard needs a season")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+class OrchardHandler(Handler):
+    def inputs(self, maker):
+        ids = maker.make("input_ids")
+        yield {"input_ids": ids, "season": torch.zeros(ids.shape[0])}
+
+
+AutoConfig.register("orchard", OrchardConfig)
+AutoModel.register(OrchardConfig, OrchardModel)
+ARCHITECTURES.register("orchard", NoParams)(OrchardHandler())
+"""
+
 FUSE = """
 import sys
 from pathlib import Path
@@ -127,7 +161,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.mkdir()
     (source / "pyproject.toml").write_text(PYPROJECT)
     (package / "__init__.py").write_text("")
-    for name, text in (("merging", MERGING), ("routers", ROUTERS), ("adapters", ADAPTERS)):
+    for name, text in (
+        ("merging", MERGING),
+        ("routers", ROUTERS),
+        ("adapters", ADAPTERS),
+        ("architectures", ARCHITECTURES),
+    ):
         (package / f"{name}.py").write_text(text)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, capture_output=True)
@@ -168,6 +207,43 @@ def test_a_router_and_an_adapter_of_another_package_fuse(installed: Path, tmp_pa
     overrides = ["fusion.experts=[code]", "router.type=sticky", "adapter={type: shift, shift: {start: 0.01}}"]
     done = run_with(installed, FUSE, str(tmp_path), *overrides)
     assert done.stdout.splitlines()[-1:] == ["['ShiftAdapter', 'StickyRouter'] True True"], done.stderr
+
+
+ORCHARD = """
+import json, sys, torch
+from pathlib import Path
+from mango_orchard.architectures import OrchardConfig, OrchardModel
+from tests.blocks.sparse import write_tokenizer
+sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=64)
+torch.manual_seed(0)
+model = OrchardModel(OrchardConfig(**sizes, bos_token_id=0, eos_token_id=1))
+model.save_pretrained(sys.argv[1])
+write_tokenizer(Path(sys.argv[1]), 64)
+print(float(model.layers[2].mlp.up_proj.weight.sum()))
+"""
+STORED = """
+import sys
+from mango.blocks import BlockStore
+block = BlockStore.open(sys.argv[1]).load_block("grove", 2)
+print(type(block).__name__, float(block.mlp.up_proj.weight.sum()))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_type_of_another_package_is_found_through_its_handler(installed: Path, tmp_path: Path) -> None:
+    grove, store = tmp_path / "grove", tmp_path / "store"
+    total = run_with(installed, ORCHARD, str(grove)).stdout.splitlines()[-1]
+    command = "import sys; from mango.cli.app import main; main(sys.argv[1:])"
+    found = run_with(installed, command, "inspect", str(grove), "--json")
+    assert found.returncode == 0, found.stderr
+    parts = json.loads(found.stdout)["components"]
+    assert (parts["architecture"], parts["num_blocks"], parts["width"]) == ("OrchardModel", 3, 32)
+    done = run_with(installed, command, "extract", str(grove), "--out", str(store))
+    assert done.returncode == 0, done.stderr
+    assert run_with(installed, STORED, str(store)).stdout.splitlines()[-1] == f"LlamaDecoderLayer {total}"
+    without = run_with(tmp_path, command, "inspect", str(grove))
+    assert without.returncode == 2
+    assert "model type 'orchard' is unknown to the installed transformers" in without.stderr
 
 
 def test_its_parameters_are_checked_by_its_own_models(installed: Path, tmp_path: Path) -> None:
