@@ -90,6 +90,8 @@ def headline_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         if system["kind"] == "fused":
             measures = ("pure_mean", "switching", "cost_switching")
             figures |= {f"{system['name']}.{m}": float(system[m]) for m in measures if system[m] is not None}
+        elif system["kind"] == "merge":
+            figures[f"{system['name']}.pure_mean"] = float(system["pure_mean"])
     return figures
 
 

@@ -20,7 +20,7 @@ from mango.evaluation.metrics import Estimate, mean_of, ratio
 from mango.evaluation.params import EvaluateParams
 from mango.evaluation.routing import RoutingTotals
 from mango.evaluation.speed import PeakMemory, relative_time, seconds
-from mango.evaluation.subjects import Subjects, saved_models
+from mango.evaluation.subjects import Subjects, merge_facts, saved_models
 from mango.fusion import MolEncoder, MolPreTrainedModel
 
 Row = dict[str, Any]
@@ -149,6 +149,8 @@ def evaluate_head(
     )  # fmt: skip
     for name, label, kind, folder, words in saved_models(subjects):
         add(name, label, kind, bench.measure(lambda folder=folder: _opened(folder, task, device)), words)  # type: ignore[misc]
+        if kind == "merge":
+            rows[-1]["merge"] = merge_facts(folder)
     number = float(len(single))
     if len(single) > 1 and task != "sentence-embedding":  # vectors of different models have no mean
         whole = {domain: torch.stack([answers.said[domain] for answers in single]) for domain in texts}

@@ -8,6 +8,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
+from mango.evaluation.report_merges import merges_table
 from mango.evaluation.report_svg import Point, quality_against_cost
 from mango.evaluation.report_table import processed_heatmap, router_heatmap, systems_table
 from mango.evaluation.report_words import KINDS, describe, figures, spaced, verdict
@@ -32,6 +33,7 @@ def render(evaluation: Evaluation) -> str:
     parts = [
         _verdict(evaluation),
         _systems(evaluation),
+        merges_table(evaluation),
         _quality(evaluation),
         _router(evaluation),
         *(_sample(sample, evaluation) for sample in evaluation.routing.sample if sample.tokens),

@@ -23,7 +23,7 @@ from mango.evaluation.heads import evaluate_head
 from mango.evaluation.params import EvaluateParams
 from mango.evaluation.routing import positions, sample
 from mango.evaluation.speed import seconds
-from mango.evaluation.subjects import Subjects, saved_models
+from mango.evaluation.subjects import Subjects, merge_facts, saved_models
 from mango.evaluation.systems import SWITCHING, Bench, Measured, Texts, row
 from mango.fusion import MolEncoder, MolForCausalLM, MolPreTrainedModel
 
@@ -108,6 +108,8 @@ def evaluate_all(
     rows.insert(1, _best_single(rows))
     for name, label, kind, folder, note in saved_models(subjects):
         add(name, label, kind, bench.measure(lambda folder=folder: _saved(folder, device)), note)  # type: ignore[misc]
+        if kind == "merge":
+            rows[-1]["merge"] = merge_facts(folder)
     _whole_models(add, single, params, corpus, len(sources))
     soft, hard = _fused_modes(add, bench, subjects.fused, device)
     domains = [text for text in texts if text != SWITCHING]

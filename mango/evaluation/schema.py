@@ -42,6 +42,14 @@ class Units(_Strict):
     cost: Name
 
 
+class MergeFacts(_Strict):
+    """How a static merge was made; its document says everything."""
+
+    method: Name
+    models: tuple[Name, ...]
+    parameters: str
+
+
 class System(_Strict):
     """One evaluated system: the fused model in one of its modes, or a baseline."""
 
@@ -58,6 +66,7 @@ class System(_Strict):
     tokens_per_s: Loss | None
     peak_memory_mb: Loss | None
     note: str = ""
+    merge: MergeFacts | None = Field(None, description="how a static merge was made; null for other systems")
 
 
 class Headline(_Strict):

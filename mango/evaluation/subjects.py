@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mango.blocks import BlockStore
+from mango.merging import DOCUMENT_NAME, load_document
+from mango.merging.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,19 @@ NOTES = {
     "self_stitch": "the same adapters and routers, with the trunk's own spans as every expert: capacity without fusion",
     "continued_trunk": "the trunk, all weights trained on the sequences that the fused model was trained on",
 }
+
+
+def merge_facts(folder: Path) -> dict[str, Any] | None:
+    """Return how a merged checkpoint was made, as far as its document says; None where it has none.
+
+    Raises:
+        ConfigError: its document is wrong.
+    """
+    path = folder / DOCUMENT_NAME
+    if not path.is_file():
+        return None
+    found = summarise(load_document(path))
+    return {"method": found.method, "models": list(found.models), "parameters": found.parameters}
 
 
 def saved_models(subjects: Subjects) -> Iterator[tuple[str, str, str, Path, str]]:

@@ -21,6 +21,9 @@ TEXT = {
 }
 
 
+TIES = {"method": "ties", "models": ["code", "novels"], "parameters": "weight 1; density 0.5 for <mlp> or 0.2"}
+
+
 def system(name: str, label: str, kind: str, mean: float, switching: float | None, cost: float, **more: Any) -> Any:
     gain = more.get("gain", {})
     pure = {domain: round(mean + OFFSET[domain] + gain.get(domain, 0.0), 4) for domain in DOMAINS}
@@ -38,6 +41,7 @@ def system(name: str, label: str, kind: str, mean: float, switching: float | Non
         "tokens_per_s": more.get("speed", round(8200 / cost, 1)),
         "peak_memory_mb": more.get("memory", round(210 + 31 * cost, 1)),
         "note": more.get("note", ""),
+        **({"merge": more["merge"]} if "merge" in more else {}),
     }
 
 
@@ -55,7 +59,7 @@ def systems() -> list[Any]:
         rows.append(system(f"expert_{name}", f"Expert {name}", "expert", mean, 4.1 + mean / 9, 1.0, gain=gain))
     rows += [
         system("merge_soup", "Uniform soup", "merge", 2.027, 4.29, 1.0),
-        system("merge_ties", "TIES, density 0.5", "merge", 2.101, 4.41, 1.0),
+        system("merge_ties", "TIES, density 0.5", "merge", 2.101, 4.41, 1.0, merge=TIES),
         system("merge_main", "Task arithmetic, scale 0.6", "merge", 4.03, 8.05, 1.0),
         system("self_stitch", "Self-stitch", "control", 1.741, 3.74, 6.0),
         system("continued_trunk", "Trunk trained on", "control", 1.575, 3.49, 1.0),

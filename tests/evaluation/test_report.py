@@ -48,6 +48,28 @@ class Outline(HTMLParser):
         self.text += data
 
 
+def test_static_merges_stand_in_one_table_with_what_made_them() -> None:
+    page = render(parse(example()))
+    section = page.split("<h2>Static merges</h2>")[1].split("</section>")[0]
+    assert "density 0.5 for &lt;mlp&gt; or 0.2" in section
+    labels = [part.split("</th>")[0] for part in section.split('<th scope="row">')[1:]]
+    merges = ["Uniform soup", "TIES, density 0.5", "Task arithmetic, scale 0.6"]
+    assert [label for label in labels if label in merges] == merges  # the best first
+    assert set(labels) - set(merges) == {
+        "Trunk",
+        *(f"Expert {name}" for name in ("code", "novels", "manuals", "maths")),
+    }
+    ties = section.split("TIES, density 0.5")[1].split("</tr>")[0]
+    assert "code, novels" in ties
+    assert "2.101" in ties
+
+
+def test_an_evaluation_without_merges_has_no_table_of_them() -> None:
+    document = example()
+    document["systems"] = [system for system in document["systems"] if system["kind"] != "merge"]
+    assert "<h2>Static merges</h2>" not in render(parse(document))
+
+
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
