@@ -189,7 +189,7 @@ def merge_plan(
     if verify_inputs:
         _verify(ready)
     _check_spare_heads(ready)
-    with growing_folder(out, work.mark, remember=remember) as growing, bench_of(growing.folder) as bench:
+    with growing_folder(out, work.mark, remember=remember) as growing, bench_of(growing.hidden) as bench:
         progress = _Progress(ready, on_tensor, on_bytes)
         num_resumed = len(ready.tensors)
         if growing.is_done:

@@ -74,11 +74,18 @@ class MergeParams(Frozen):
                 contradiction = contradictions(item)
                 for problem in () if contradiction is None else contradiction.problems:
                     key = "base" if problem.key == "base_model" else problem.key.removesuffix(".model")
-                    found.append(Problem(key, problem.message, ("method",)))
+                    found.append(Problem(key, problem.message + self._advice(key), ("method",)))
                 if contradiction is None:
                     found.append(Problem(".".join(map(str, item["loc"])), describe(item, MergeDocument)))
             return found
         return []
+
+    def _advice(self, key: str) -> str:
+        """Return what to set where a method takes another number of models."""
+        wanted = MERGERS[self.method].num_models
+        if key != "models" or wanted is None or wanted >= len(self.models):
+            return ""
+        return f". Set merge.models to {wanted}, as 'merge.models=[{','.join(self.models[:wanted])}]'"
 
     def to_document(self) -> MergeDocument:
         """Return the merge that this section describes, as a document."""

@@ -84,11 +84,14 @@ class Growing:
 
     Attributes:
         folder: where it grows, or its own place, where an earlier run has put it there.
+        hidden: where it grows, in any case; what else a merge needs until its end lies beside it, under names that
+            begin with this one.
         journal: what is written of it.
         is_done: an earlier run has finished it, and nothing is left to write.
     """
 
     folder: Path
+    hidden: Path
     journal: Journal
     is_done: bool
 
@@ -126,7 +129,7 @@ def growing_folder(path: Path | str, mark: str, *, remember: bool = False) -> It
         journal = Journal(note)
         try:
             with signals.resumes(lambda: "" if inside else _how_it_goes_on(path, folder)):
-                yield Growing(path if state == "in place" else folder, journal, state != "growing")
+                yield Growing(path if state == "in place" else folder, folder, journal, state != "growing")
         except OSError as error:
             _discard(folder, note)
             if error.filename is None or Path(str(error.filename)).is_relative_to(folder):

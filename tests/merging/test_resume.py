@@ -208,3 +208,15 @@ def test_the_same_command_goes_on_after_a_signal(tmp_path: Path) -> None:
         assert "goes on from what it has written" in said
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "calm")
+
+
+def test_what_lies_beside_a_result_under_a_similar_name_stays(
+    tmp_path: Path, pair: dict[str, ModelSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.calibration").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("mango.merging.workspace.forget", stop)
+        with pytest.raises(Stopped):
+            merge(DATA, tmp_path / "out", pair)
+    merge(DATA, tmp_path / "out", pair)
+    assert (tmp_path / "out.calibration").is_dir()

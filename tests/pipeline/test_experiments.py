@@ -42,6 +42,15 @@ def test_a_fresh_clone_with_the_lock_file_runs_everything_again(finished: Path, 
     assert (done.returncode, sorted(ran(done))) == (0, sorted(STAGES[:2])), done.stderr  # neither needs the other
 
 
+@pytest.mark.slow
+def test_another_method_of_merging_is_one_assignment(finished: Path) -> None:
+    done = dvc(finished, "exp", "run", "merge", "-S", "merge.method=ties", "-S", "merge.models=[code]")
+    assert (done.returncode, ran(done)) == (0, ["merge"]), done.stderr
+    resolved = (finished / "models" / "merged" / "main" / "mango_merge.yaml").read_text()
+    assert "merge_method: ties" in resolved
+    assert "density: 0.2" in resolved  # of the section in params.yaml
+
+
 def rows(root: Path) -> dict[str, dict[str, str]]:
     """Return what ``dvc exp show`` prints of each finished experiment."""
     done = dvc(root, "exp", "show", "--csv", tracking=True)

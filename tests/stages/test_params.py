@@ -8,6 +8,7 @@ import pytest
 
 from mango.config import Frozen
 from mango.errors import ConfigError
+from mango.merging import MERGERS
 from stages.params import PATH, Params, effective, load_params, load_with_origins
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,27 @@ def test_contradictions_and_typos_come_together() -> None:
 
 def test_models_that_only_the_unselected_method_needs_may_be_absent() -> None:
     assert load_params(environ={}, overrides=["merge.method=linear", "merge.base=none"]).merge.method == "linear"
+
+
+def built_in_methods() -> list[str]:
+    return [name for name in MERGERS.names() if MERGERS[name].combine.__module__.startswith("mango.")]
+
+
+def test_the_file_has_a_section_for_every_method() -> None:
+    """DVC wants to see the section of the method that runs."""
+    assert set(built_in_methods()) - set(load_with_origins(environ={}).document.data["merge"]) == set()
+
+
+@pytest.mark.parametrize("method", [name for name in built_in_methods() if MERGERS[name].statistics is None])
+def test_any_method_is_one_assignment_away(method: str) -> None:
+    part = MERGERS[method]
+    models = []
+    if part.num_models is not None:
+        (told,) = problems(f"merge.method={method}")
+        assert f"has 4; {method} takes {part.num_models}. Set merge.models to {part.num_models}, as " in told
+        models = [told.split("'")[-2]]
+    document = load_params(environ={}, overrides=[f"merge.method={method}", *models]).merge.to_document()
+    assert document.merge_method == method
 
 
 def test_merged_may_be_trunk_or_expert() -> None:
