@@ -35,7 +35,15 @@ class Hasher:
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes; other threads run meanwhile where there are many."""
+        self.update_sha256(data)
+        self.update_blake3(data)
+
+    def update_sha256(self, data: bytes | bytearray | memoryview) -> None:
+        """Add bytes to one hash; another thread may add them to the other meanwhile."""
         self._sha256.update(data)
+
+    def update_blake3(self, data: bytes | bytearray | memoryview) -> None:
+        """Add bytes to the other hash."""
         self._blake3.update(data)
 
     def sha256(self) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from mango.errors import MergeError
+from mango.merging.devices import own_stream, to_cpu, to_device
 from mango.merging.outputs import COPY, OutputTensor
 from mango.merging.registry import MERGERS, MergeMethod
 from mango.tensors import torch_dtype
-from mango.tensors.pieces import PIECE_ELEMENTS
+from mango.tensors.pieces import wide_piece_elements
 
-DEVICE_PIECE_ELEMENTS = 2**24
+DEVICE_PIECE_ELEMENTS = 2**22
 """Elements of a piece on an accelerator, where starting a computation costs more than its elements."""
 
 
@@ -69,13 +70,13 @@ def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepare
         return Prepared(output, tensors[:1], None, {}, device)
     method = MERGERS[output.method]
     arguments = _arguments(output, method)
-    statistics = tuple(None if source is None else source.load().to(device) for source in output.statistics)
-    if device.type != "cpu":
-        tensors = tuple(tensor.to(device) for tensor in tensors)
-        base = None if base is None else base.to(device)
-    if method.measure is not None:
-        with_base: dict[str, Any] = {} if method.base not in ("reference", "optional") else {"base": base}
-        arguments.update(method.measure(list(tensors), **with_base, **arguments))
+    with own_stream(device):
+        tensors = tuple(to_device(tensor, device) for tensor in tensors)
+        base = None if base is None else to_device(base, device)
+        statistics = tuple(None if source is None else to_device(source.load(), device) for source in output.statistics)
+        if method.measure is not None:
+            with_base: dict[str, Any] = {} if method.base not in ("reference", "optional") else {"base": base}
+            arguments.update(method.measure(list(tensors), **with_base, **arguments))
     if method.elementwise:
         tensors = tuple(tensor.reshape(-1) for tensor in tensors)
         base = None if base is None else base.reshape(-1)
@@ -93,7 +94,7 @@ def _arguments(output: OutputTensor, method: MergeMethod) -> dict[str, Any]:
 def piece_calls(ready: Prepared) -> Iterator[Callable[[], torch.Tensor]]:
     """Yield calls that merge the pieces of a tensor, in order; they may run at the same time."""
     size = ready.output.spec.num_elements
-    step = PIECE_ELEMENTS if ready.device.type == "cpu" else DEVICE_PIECE_ELEMENTS
+    step = wide_piece_elements() if ready.device.type == "cpu" else DEVICE_PIECE_ELEMENTS
     if not ready.in_pieces:
         yield lambda: merge_piece(ready, 0, size)
         return
@@ -127,8 +128,9 @@ def merge_piece(ready: Prepared, start: int, end: int) -> torch.Tensor:
         own["first_position"] = start
     if method.statistics is not None:
         own[method.statistics] = statistics
-    merged = method.combine(parts, **own, **ready.arguments, dtype=dtype)
-    return _finite(output, merged).reshape(-1).to("cpu")
+    with own_stream(ready.device):
+        merged = method.combine(parts, **own, **ready.arguments, dtype=dtype)
+        return to_cpu(_finite(output, merged).reshape(-1))
 
 
 def combine_whole(output: OutputTensor) -> torch.Tensor:

@@ -311,7 +311,7 @@ def _write_weights(
 
     def write(number: int) -> None:
         specs = shards[number]
-        with ThreadPoolExecutor(1, thread_name_prefix="mango-hash") as hashing:
+        with ThreadPoolExecutor(2, thread_name_prefix="mango-hash") as hashing:
             shard = Shard(folder / names[number], specs, journal, hashing)
             try:
                 first = shard.num_done

@@ -13,6 +13,7 @@ import torch
 
 from mango.merging.combining import Prepared, merge_piece, piece_calls, prepare
 from mango.merging.outputs import OutputTensor
+from mango.tensors import item_bytes
 from mango.tensors.pieces import PIECE_ELEMENTS
 
 KEPT_BYTES = 2**22
@@ -25,6 +26,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
 HELD_BYTES_AHEAD = 2**28
 """Memory that tensors may hold which are prepared before their turn."""
+
+DEVICE_BYTES_AHEAD = 2**32
+"""Memory of accelerators that they may hold there, likewise, for each file that is written at the same time."""
 
 
 @contextmanager
@@ -114,8 +118,10 @@ class Lane:
         for index, output in enumerate(outputs):
             device = self._devices[index % len(self._devices)]
             small = output.spec.num_elements <= PIECE_ELEMENTS
-            cost = sum(source.held_bytes for source in output.inputs)
-            while waiting and (len(waiting) >= self._ahead or held + cost > HELD_BYTES_AHEAD):
+            on_cpu = device.type == "cpu"
+            cost = sum(s.held_bytes if on_cpu else s.num_elements * item_bytes(s.dtype) for s in output.inputs)
+            most = HELD_BYTES_AHEAD if on_cpu else DEVICE_BYTES_AHEAD
+            while waiting and (len(waiting) >= self._ahead or held + cost > most):
                 number, future, whole, its_cost = waiting.popleft()
                 held -= its_cost
                 yield number, (future if whole else future.result())  # type: ignore[misc]

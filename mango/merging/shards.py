@@ -28,7 +28,7 @@ class Shard:
         file: its path.
         specs: its tensors, in the order of their bytes.
         journal: where its marks are kept.
-        hashing: one thread that hashes.
+        hashing: two threads that hash.
     """
 
     def __init__(self, file: Path, specs: Sequence[TensorSpec], journal: Journal, hashing: ThreadPoolExecutor) -> None:
@@ -116,13 +116,20 @@ class Shard:
             self._started = self._position
 
     def _hash(self, parts: list[memoryview | int], position: int) -> None:
+        views = [part for part in parts if not isinstance(part, int)]
+        other = self._hashing.submit(self._hash_more, views)
         for part in parts:
             if not isinstance(part, int):
-                self._hasher.update(part)
+                self._hasher.update_sha256(part)
                 position += len(part)
             elif time.monotonic() - self._marked_s > _MARK_SECONDS or part == len(self._specs):
                 self._journal.add(self.file.name, Mark(part, position, self._hasher.sha256()))
                 self._marked_s = time.monotonic()
+        other.result()
+
+    def _hash_more(self, views: list[memoryview]) -> None:
+        for view in views:
+            self._hasher.update_blake3(view)
 
     def _wait(self) -> None:
         if self._hashed is not None:

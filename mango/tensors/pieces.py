@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 
@@ -11,6 +13,16 @@ PIECE_ELEMENTS = 2**16
 
 DEVICE_PIECE_ELEMENTS = 2**24
 """Elements of a piece on an accelerator, where a call costs more than the memory."""
+
+
+@cache
+def wide_piece_elements() -> int:
+    """Return how many elements a piece on the CPU has where results do not depend on it.
+
+    On many processors it has more: threads take turns at the interpreter between the operations on a piece, and the
+    more they are, the more there must be to do in between.
+    """
+    return PIECE_ELEMENTS * min(16, max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def piece_elements(tensor: torch.Tensor) -> int:

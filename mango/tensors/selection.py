@@ -11,7 +11,7 @@ import torch
 
 from mango.tensors.brackets import Bracket, Found
 from mango.tensors.masks import keep_only
-from mango.tensors.pieces import piece_elements, pieces
+from mango.tensors.pieces import piece_elements, pieces, wide_piece_elements
 
 _KEY_BITS = 48  # of the 64; what is left orders non-negative doubles into at most 2**15 bins
 _NUM_BINS = 1 << 16
@@ -125,7 +125,7 @@ class _Magnitudes:
         self._flat = [tensor.reshape(-1) for tensor in tensors]
         self._magnitude = magnitude
         self.size = self._flat[0].numel()
-        self._step = piece_elements(self._flat[0])
+        self._step = wide_piece_elements() if self._flat[0].device.type == "cpu" else piece_elements(self._flat[0])
 
     def _pieces(self) -> Iterator[torch.Tensor]:
         for i, parts in enumerate(pieces(self._flat, self._step)):

@@ -376,7 +376,7 @@ class TestRefusals:
         content[-5] ^= 1
         (source / "model.safetensors").write_bytes(content)
         family["b"] = ModelSource(source=str(source))
-        with pytest.raises(IntegrityError, match=r"model\.safetensors: SHA-256 is"):
+        with pytest.raises(IntegrityError, match=r"model\.safetensors: BLAKE3 is"):
             merge(DOCUMENTS["linear"], tmp_path / "out", family)
 
     @pytest.mark.parametrize("method", sorted(DOCUMENTS))
