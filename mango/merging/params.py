@@ -9,13 +9,19 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mango.config import Frozen, Problem, near, refuse, section_problems
 from mango.config.explain import contradictions, describe
+from mango.errors import ConfigError
 from mango.merging.document import DTypeWord, MergeDocument
 from mango.merging.loading import load_document
 from mango.merging.methods import LinearParams, SlerpParams, TaskArithmeticParams, TiesParams
 from mango.merging.registry import MERGERS
+from mango.merging.sections import CalibrationSection, LearnSection
 
 MAIN = "main"
 """What the merge of the section itself is called, beside those of its documents."""
+
+
+_KEYS = {"base_model": "base", "merge_method": "method"}
+"""What a document calls keys of this section."""
 
 
 class MergeParams(Frozen):
@@ -27,7 +33,9 @@ class MergeParams(Frozen):
         method: name of a registered merge method; its parameters are in the section of that name.
         base: the model that ``ties`` and ``task_arithmetic`` compare with.
         models: the models to merge; ``slerp`` takes two and goes from the first to the second.
-        documents: merge documents; each makes ``models/merged/<its file's stem>``.
+        documents: merge documents, or folders of them; each makes ``models/merged/<its file's stem>``.
+        calibration: text for methods that measure the models on text, or learn from it; others do not read it.
+        learn: how ``adamerging`` and ``adamerging_pp`` learn from it.
         dtype: type of the merged weights, by default that of the base or first model's.
     """
 
@@ -41,6 +49,8 @@ class MergeParams(Frozen):
     ties: TiesParams = TiesParams()
     task_arithmetic: TaskArithmeticParams = TaskArithmeticParams()
     documents: tuple[Path, ...] = ()
+    calibration: CalibrationSection | None = None
+    learn: LearnSection = LearnSection()
     dtype: DTypeWord | None = None
 
     @model_validator(mode="after")
@@ -52,14 +62,18 @@ class MergeParams(Frozen):
             problems.append(Problem("method", f"unknown merge method {self.method!r}{hint} Known: {', '.join(names)}"))
         for key, value in (self.model_extra or {}).items():
             problems += _section_problems(key, value, [*names, *type(self).model_fields])
-        stems = [path.stem for path in self.documents]
-        for i, stem in enumerate(stems):
+        stems: list[str] = []
+        for i, path in enumerate(self.documents):
+            if path.is_dir():
+                continue
+            stem = path.stem
             if stem == MAIN:
                 problems.append(
                     Problem(f"documents.{i}", f"is called {MAIN!r}, as the merge of this section: rename it")
                 )
-            elif stem in stems[:i]:
+            elif stem in stems:
                 problems.append(Problem(f"documents.{i}", f"a second document called {stem!r}: rename one of them"))
+            stems.append(stem)
         refuse(problems)
         refuse(self._document_problems())
         return self
@@ -73,7 +87,7 @@ class MergeParams(Frozen):
             for item in error.errors(include_url=False):
                 contradiction = contradictions(item)
                 for problem in () if contradiction is None else contradiction.problems:
-                    key = "base" if problem.key == "base_model" else problem.key.removesuffix(".model")
+                    key = _KEYS.get(problem.key, problem.key.removesuffix(".model"))
                     found.append(Problem(key, problem.message + self._advice(key), ("method",)))
                 if contradiction is None:
                     found.append(Problem(".".join(map(str, item["loc"])), describe(item, MergeDocument)))
@@ -104,15 +118,29 @@ class MergeParams(Frozen):
             data["base_model"] = self.base
         elif method.base == "start":
             data["base_model"] = self.models[0]
+        if self.calibration is not None and (method.statistics or method.learned):
+            own = {name: source for name, source in self.calibration.models.items() if name in self.models}
+            data["calibration"] = self.calibration.model_copy(update={"models": own}).model_dump(mode="json")
+            if method.learned:
+                data["learn"] = self.learn.model_dump(mode="json")
         return MergeDocument.model_validate(data)
 
     def all_documents(self) -> dict[str, MergeDocument]:
         """Return every merge to make, by the name of its folder: ``main``, then each document's stem.
 
         Raises:
-            ConfigError: a document is missing or wrong.
+            ConfigError: a document is missing or wrong, a folder has none, or two have one name.
         """
-        return {MAIN: self.to_document(), **{path.stem: load_document(path) for path in self.documents}}
+        found = {MAIN: self.to_document()}
+        for path in self.documents:
+            files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+            if not files:
+                raise ConfigError(f"merge.documents: the folder {path} holds no .yaml file")
+            for file in files:
+                if file.stem in found:
+                    raise ConfigError(f"merge.documents: {file}: a second merge called {file.stem!r}: rename the file")
+                found[file.stem] = load_document(file)
+        return found
 
 
 def _section_problems(key: str, value: object, known: list[str]) -> list[Problem]:

@@ -23,7 +23,7 @@ class TextSource(Frozen):
         domains: domains of a corpus to take, equally much of each; all of them where there are none named.
     """
 
-    data: Path
+    data: Path = Field(description="a text file, a `.jsonl` file, a folder of them, or a corpus folder")
     split: Literal["train", "validation", "test"] | None = Field(None, description="of a corpus; train by default")
     domains: tuple[str, ...] = Field((), description="of a corpus; all of them by default")
 

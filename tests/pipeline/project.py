@@ -59,6 +59,9 @@ merge:
   ties: {density: 0.2, lambda: 0.3}
   task_arithmetic: {lambda: 0.2}
   documents: [examples/merge/half.yaml]
+  calibration: {data: data/corpus, sequences: 2, tokens: 24}
+  learn: {steps: 2, batch_size: 1}
+  fisher: {}
 corpus: {path: data/corpus, sequence_length: 48, segment_length: 16}
 fusion: {trunk: base, experts: [code, novels], span: 1}
 router:
