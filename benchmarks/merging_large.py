@@ -16,7 +16,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,29 +60,32 @@ def specs(layers: int, width: int, vocabulary: int) -> list[TensorSpec]:
 
 def make_models(root: Path, shape: tuple[int, int, int]) -> list[Path]:
     """Write three random models: the second and third are near the first."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    folders = []
     shards = split_shards(specs(*shape), 5 * 10**9)
     names = shard_names(len(shards))
-    for seed in range(3):
-        folder = root / f"model-{seed}"
+    folders = [root / f"model-{seed}" for seed in range(3)]
+    for folder in folders:
         folder.mkdir(parents=True)
-        folders.append(folder)
         (folder / "config.json").write_text(json.dumps(config(*shape)))
         if len(shards) > 1:
             (folder / "model.safetensors.index.json").write_text(index_text(shards))
-        common, own = (torch.Generator(device).manual_seed(s) for s in (0, seed + 1))
-        for name, shard in zip(names, shards, strict=True):
-            with (folder / name).open("wb", buffering=0) as file:
-                file.write(shard_header(shard, {"format": "pt"}))
-                for spec in shard:
-                    values = torch.randn(spec.num_elements, generator=common, device=device).mul_(0.02)
-                    if seed:
-                        values.add_(torch.randn(spec.num_elements, generator=own, device=device), alpha=0.002)
-                    left = values.bfloat16().cpu().view(torch.uint8).numpy().data
-                    while left:
-                        left = left[file.write(left) :]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [(seed, number) for seed in range(3) for number in range(len(shards))]
+        list(pool.map(lambda job: _write(folders[job[0]] / names[job[1]], shards[job[1]], *job), jobs))
     return folders
+
+
+def _write(path: Path, shard: Sequence[TensorSpec], seed: int, number: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    common, own = (torch.Generator(device).manual_seed(s) for s in (number, 1000 * (seed + 1) + number))
+    with path.open("wb", buffering=0) as file:
+        file.write(shard_header(shard, {"format": "pt"}))
+        for spec in shard:
+            values = torch.randn(spec.num_elements, generator=common, device=device).mul_(0.02)
+            if seed:
+                values.add_(torch.randn(spec.num_elements, generator=own, device=device), alpha=0.002)
+            left = values.bfloat16().cpu().view(torch.uint8).numpy().data
+            while left:
+                left = left[file.write(left) :]
 
 
 def copy(models: list[Path], out: Path, threads: int) -> None:
@@ -126,9 +129,11 @@ def documents(models: list[Path]) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def runs(models: list[Path], root: Path, devices: list[str]) -> Iterator[tuple[str, Callable[[], object]]]:
+def runs(
+    models: list[Path], root: Path, devices: list[str], copying: list[int]
+) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what is measured, by name."""
-    for threads in sorted({1, os.cpu_count() or 1}):
+    for threads in copying:
         yield f"copy, {threads} threads", lambda threads=threads: copy(models, root / "copied", threads)  # type: ignore[misc]
     for name, document in documents(models).items():
         for device in devices:
@@ -143,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/merging_large"), help="for 70 GB")
     parser.add_argument("--devices", nargs="+", default=["cpu"])
+    parser.add_argument("--copy-threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=128256)
@@ -156,7 +162,7 @@ def main() -> None:
     note(f"wrote three models in {time.monotonic() - start:.0f} s")
     found: dict[str, list[float]] = {}
     for turn in range(given.repeats + 1):
-        for name, run in runs(models, given.folder, given.devices):
+        for name, run in runs(models, given.folder, given.devices, given.copy_threads):
             for other in ("copied", "merged"):
                 shutil.rmtree(given.folder / other, ignore_errors=True)
             start = time.perf_counter()

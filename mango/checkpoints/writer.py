@@ -25,7 +25,8 @@ from mango.tensors import ITEM_BYTES, item_bytes
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_SHARD_BYTES = 5 * 10**9
+DEFAULT_SHARD_BYTES = 2 * 10**9
+"""Small enough that the files of a large model are hashed side by side: the SHA-256 of one file takes one thread."""
 
 
 @dataclass(frozen=True)

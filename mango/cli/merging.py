@@ -41,7 +41,7 @@ def merge(
         str, typer.Option(help="Where to compute: cpu, cuda for all GPUs, cuda:0,cuda:1, or auto.")
     ] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that merge; by default one a processor.")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, as 5G or 500M bytes.")] = "5G",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, as 2G or 500M bytes.")] = "2G",
 ) -> None:
     """Merge models by YAML documents into checkpoints."""
     from mango import console

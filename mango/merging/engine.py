@@ -331,7 +331,7 @@ def _write_weights(
 
     with compute_threads(threads) as (pool, count):
         lane = Lane(pool, count, devices)
-        num_lanes = max(1, min(len(shards), count // 4))
+        num_lanes = max(1, min(len(shards), count // 2))
         if num_lanes == 1:
             for number in range(len(shards)):
                 write(number)
