@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.resources import files
 
@@ -17,17 +17,21 @@ class Support:
 
     Args:
         model_type: ``config.model_type``.
+        task: what it is built for, one of :data:`mango.architectures.TASKS`, or None where it cannot be built.
         family: ``causal``, ``masked``, ``seq2seq``, ``text``, ``vision``, ``multimodal``, ``audio`` or ``other``.
         host: whether its blocks were found, run alone and take wrappers, to the bit.
         guest: whether its blocks can run in another model.
+        fused: whether it was fused with a model for the same task, as guest and as trunk, and every expert ran.
         cached_decode: whether fused models of it decode with a cache as without.
         reason: why not, or None.
     """
 
     model_type: str
+    task: str | None
     family: str
     host: bool
     guest: bool
+    fused: bool
     cached_decode: bool
     reason: str | None
 
@@ -36,10 +40,7 @@ class Support:
 def support_table() -> dict[str, Support]:
     """Return the table by model type, sorted."""
     document = json.loads(files("mango.architectures").joinpath("support.json").read_text("utf-8"))
-    rows = (
-        Support(r["model_type"], r["family"], r["host"], r["guest"], r["cached_decode"], r["reason"])
-        for r in document["rows"]
-    )
+    rows = (Support(**{field.name: row[field.name] for field in fields(Support)}) for row in document["rows"])
     return {row.model_type: row for row in rows}
 
 

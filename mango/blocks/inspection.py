@@ -23,10 +23,8 @@ from mango.checkpoints import (
     resolve,
 )
 from mango.checkpoints.configurations import BOUNDS
-from mango.errors import CheckpointError
+from mango.errors import CheckpointError, UnsafeFileError
 from mango.tensors import floating_name, item_bytes
-
-_CAUSAL = "causal-lm"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Fusion:
 
     Args:
         possible: whether fused models take it, as trunk and as expert.
-        partners: model types that it can be fused with, where they share its tokenizer.
+        partners: model types for the same task that it can be fused with.
         adapters: what stands between it and a trunk, for each way to cut it.
         reason: why not, or None.
     """
@@ -126,6 +124,8 @@ def _hub_configuration(source: ModelSource) -> dict[str, Any]:
     try:
         admit_hub(source)
         file = Path(hf_hub_download(source.source, "config.json", revision=source.revision))
+    except UnsafeFileError:
+        raise
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, CheckpointError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
@@ -184,14 +184,15 @@ def _watched(raw: Mapping[str, Any], where: str) -> tuple[ComponentMap, tuple[in
 
 
 def _fusion(components: ComponentMap, row: Support | None) -> Fusion:
-    if components.task != _CAUSAL:
-        what = f"fused models are causal language models so far, and this is a model for {components.task}"
-        return Fusion(False, (), (), what)
     if row is None:
         return Fusion(False, (), (), f"model type {components.model_type!r} is not in the support table")
-    if not row.cached_decode:
-        return Fusion(False, (), (), row.reason or "decoding with a cache was not shown to equal decoding without")
-    partners = tuple(sorted(other.model_type for other in support_table().values() if other.cached_decode))
+    if not row.fused:
+        return Fusion(False, (), (), row.reason or "it was not shown to fuse")
+    if row.task != components.task:
+        what = f"models of this type are fused for {row.task}, and this is a model for {components.task}"
+        return Fusion(False, (), (), what)
+    others = (other for other in support_table().values() if other.fused and other.task == row.task)
+    partners = tuple(sorted(other.model_type for other in others))
     width = components.width
     adapters = (
         "whole, with its own edges: none",

@@ -33,7 +33,12 @@ def architectures(
         return "yes" if value else "no"
 
     cells = [
-        [row.model_type, row.family, mark(row.host), mark(row.guest), mark(row.cached_decode), row.reason or ""]
+        [
+            row.model_type,
+            row.family,
+            *map(mark, (row.host, row.guest, row.fused, row.cached_decode)),
+            row.reason or "",
+        ]
         for row in rows
     ]
-    console.result(console.table(cells, ["model type", "family", "host", "guest", "cached decode", "reason"]))
+    console.result(console.table(cells, ["model type", "family", "host", "guest", "fused", "cached decode", "reason"]))

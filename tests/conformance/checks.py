@@ -34,6 +34,7 @@ class Row:
     stacks: dict[str, int] = field(default_factory=dict)
     host: bool = False
     guest: bool = False
+    fused: bool = False
     cached_decode: bool = False
     reason: str | None = None
     seconds: float = 0.0
@@ -142,15 +143,21 @@ def check(model_type: str, *, fuse: bool = True) -> Row:
     row.guest = problem is None
     if problem is not None:
         row.reason = f"not a guest: {problem}"
-    if tiny.task == CAUSAL and fuse:
-        from tests.conformance.fusing import cached_decode
+    if not fuse:
+        return row
+    from tests.conformance.fusing import PARTNERS, fused
 
-        problem = cached_decode(tiny)
-        row.cached_decode = problem is None
-        if problem is not None:
-            row.reason = f"{row.reason}; {problem}" if row.reason else problem
-    elif row.guest:
-        row.reason = "fused models are causal language models so far"
+    if tiny.task not in PARTNERS:
+        problem = f"models for {tiny.task} are not fused so far"
+        row.reason = row.reason or problem
+        return row
+    problem = fused(tiny)
+    row.fused = problem is None
+    row.cached_decode = row.fused and tiny.task == CAUSAL
+    if problem is not None:
+        row.reason = f"{row.reason}; {problem}" if row.reason else problem
+    elif not row.cached_decode:
+        row.reason = row.reason or "it decodes nothing step by step"
     return row
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Fused models of a type and a llama, as guest and as trunk: cached against uncached, every expert, saved and opened."""
+"""Fused models of a type and a plain partner, as guest and as trunk: cached against uncached, saved and opened."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig, PreTrainedModel
 
 from mango.architectures.meta import MODEL_FAILURES
+from mango.architectures.tasks import CAUSAL, MASKED
 from mango.blocks import BlockStore, extract
 from mango.checkpoints import ModelSource
 from mango.errors import MangoError
@@ -31,8 +32,8 @@ ROUTER = {"type": "token", "token": {"window": 2}}
 PROMPT = 5
 
 
-def cached_decode(tiny: Tiny) -> str | None:
-    """Return why a type cannot be fused and decoded with a cache, or None where it can, as guest and as trunk."""
+def fused(tiny: Tiny) -> str | None:
+    """Return why a type cannot be fused, as guest and as trunk, and decoded with a cache if it decodes; None if it can."""
     from tests.conformance.checks import one_line
 
     with tempfile.TemporaryDirectory() as name:
@@ -41,16 +42,16 @@ def cached_decode(tiny: Tiny) -> str | None:
             _save(tiny.model, root / "typed")
         except (*MODEL_FAILURES, MangoError) as error:
             return f"not saved by transformers: {one_line(error)}"
-        _save(_llama(len_of(tiny)), root / "llama")
+        _save(PARTNERS[tiny.task](len_of(tiny)), root / "plain")
         try:
-            models = {key: ModelSource(source=str(root / key)) for key in ("typed", "llama")}
+            models = {key: ModelSource(source=str(root / key)) for key in ("typed", "plain")}
             store = extract(models, root / "store", "reference")
         except (MangoError, *MODEL_FAILURES) as error:
             return f"not extracted: {_without(one_line(error), root)}"
-        for trunk, expert in (("llama", "typed"), ("typed", "llama")):
+        for trunk, expert in (("plain", "typed"), ("typed", "plain")):
             part = "as guest" if expert == "typed" else "as trunk"
             try:
-                problem = _fused(store, trunk, expert, root / f"fused_{trunk}", vocabulary=len_of(tiny))
+                problem = _fused(store, trunk, expert, root / f"fused_{trunk}", vocabulary=len_of(tiny), task=tiny.task)
             except (MangoError, *MODEL_FAILURES) as error:
                 return f"not fused {part}: {_without(one_line(error), root)}"
             if problem is not None:
@@ -77,6 +78,20 @@ def _llama(vocabulary: int) -> PreTrainedModel:
     return probe.shaken(model)
 
 
+def _bert(vocabulary: int) -> PreTrainedModel:
+    config = BertConfig(
+        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=2, num_attention_heads=HEADS,
+        vocab_size=vocabulary, max_position_embeddings=POSITIONS, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
+    return probe.shaken(model)
+
+
+PARTNERS = {CAUSAL: _llama, MASKED: _bert}
+"""What a model of each task is fused with."""
+
+
 def _save(model: PreTrainedModel, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
@@ -85,10 +100,10 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, *, vocabulary: int) -> str | None:
+def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, *, vocabulary: int, task: str) -> str | None:
     model = build_fused(
         store,
-        FusionParams.model_validate({"trunk": trunk, "experts": [expert]}),
+        FusionParams.model_validate({"trunk": trunk, "experts": [expert], "task": task}),
         RouterParams.model_validate(ROUTER),
         AdapterParams(type="linear"),
         seed=0,
@@ -105,6 +120,8 @@ def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, *, vocabula
         whole = model(ids, attention_mask=mask)
         if routing == "soft" and not bool((whole.processed > 0).all()):
             return f"experts that were chosen did not run: {whole.processed.tolist()} tokens in each span"
+        if task != CAUSAL:
+            continue
         error = _difference(_stepwise(model, ids, mask), whole.logits, mask)
         if not error <= TOLERANCE:
             return f"{routing} decoding with a cache differs from decoding without by {error:.0e} of the largest logit"
@@ -112,7 +129,7 @@ def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, *, vocabula
     model.save_pretrained(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        opened = MolForCausalLM.from_pretrained(folder)
+        opened = type(model).from_pretrained(folder)
     with torch.no_grad():
         if not opened(ids, attention_mask=mask).logits.equal(model(ids, attention_mask=mask).logits):
             return "saved and opened again, it computes something else"

@@ -22,9 +22,9 @@ the file is written by that command. `mango architectures` prints the same.
   same bits; and with every block behind a wrapper the model returned the same bits.
 - **guest**: the blocks of the main stack can run in another model: their stream has one shape, and no other argument
   of theirs changes when their model runs on zero inputs without its blocks.
-- **cached decode**: fused with a llama, as guest and as trunk, decoding with a cache equals decoding without, softly
-  and hard routed, every expert ran, and saving and opening changed nothing. Fused models are causal language models
-  so far.
+- **fused**: fused with a plain model for the same task, as guest and as trunk, every expert ran, and saving and opening
+  changed nothing: causal language models with a llama, masked ones with a BERT.
+- **cached decode**: so fused, decoding with a cache equals decoding without, softly and hard routed.
 
 {summary}
 
@@ -33,11 +33,13 @@ the file is written by that command. `mango architectures` prints the same.
 
 def summary(rows: Sequence[Row]) -> str:
     """Return a table of counts by family."""
-    lines = ["| family | types | built | host | guest | cached decode |", "|---|---|---|---|---|---|"]
+    lines = ["| family | types | built | host | guest | fused | cached decode |", "|---|---|---|---|---|---|---|"]
     for family in (*FAMILIES, "all"):
         own = [row for row in rows if family in (row.family, "all")]
         if own:
-            counts = [sum(getattr(row, name) for row in own) for name in ("built", "host", "guest", "cached_decode")]
+            counts = [
+                sum(getattr(row, name) for row in own) for name in ("built", "host", "guest", "fused", "cached_decode")
+            ]
             lines.append(f"| {family} | {len(own)} | " + " | ".join(map(str, counts)) + " |")
     return "\n".join(lines)
 
@@ -48,8 +50,8 @@ def write(rows: Sequence[Row], version: str) -> None:
     for family in FAMILIES:
         own = [row for row in rows if row.family == family]
         if own:
-            parts.append(f"## {family}\n\n| model type | host | guest | cached decode | stacks | reason |\n")
-            parts.append("|---|---|---|---|---|---|\n")
+            parts.append(f"## {family}\n\n| model type | host | guest | fused | cached decode | stacks | reason |\n")
+            parts.append("|---|---|---|---|---|---|---|\n")
             parts += [_line(row) for row in own]
             parts.append("\n")
     DOCUMENT.write_text("".join(parts).rstrip() + "\n", "utf-8")
@@ -75,6 +77,7 @@ def document(rows: Sequence[Row], version: str) -> dict[str, Any]:
         "built",
         "host",
         "guest",
+        "fused",
         "cached_decode",
         "reason",
         "stacks",
@@ -89,5 +92,5 @@ def document(rows: Sequence[Row], version: str) -> dict[str, Any]:
 def _line(row: Row) -> str:
     stacks = ", ".join(f"{role} x{count}" for role, count in row.stacks.items())
     reason = (row.reason or "").replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
-    marks = " | ".join("yes" if value else "no" for value in (row.host, row.guest, row.cached_decode))
+    marks = " | ".join("yes" if value else "no" for value in (row.host, row.guest, row.fused, row.cached_decode))
     return f"| `{row.model_type}` | {marks} | {stacks} | {reason} |\n"
