@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shlex
@@ -22,6 +23,8 @@ from mango.errors import MangoError
 from mango.redaction import guarded_output
 from mango.signals import OverLimit, Terminated, end_signals_as_exceptions, how_to_go_on
 
+_NEW_OBJECTS = 100_000
+"""Between two looks for garbage: importing torch makes ten times as many objects, which all stay."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of SIGINT."""
 
@@ -117,6 +120,8 @@ def mango_command(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the ``mango`` command and exit: 0 when done, 2 on an error that the user can act on, 130 on Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        gc.set_threshold(_NEW_OBJECTS)
     code = run(typer.main.get_command(app), given, "mango")
     if arguments is None and "mango.cli.merging" in sys.modules:
         leave_at_once(code)

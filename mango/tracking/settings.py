@@ -112,7 +112,7 @@ class TrackingSettings(Frozen):
             ConfigError: a variable holds something unusable; all of them are reported at once.
         """
         environ = os.environ if environ is None else environ
-        switch = environ.get("MANGO_TRACKING", "on").strip().lower()
+        switch = environ.get("MANGO_TRACKING", "").strip().lower() or "on"
         if switch not in {"on", "off"}:
             raise ConfigError(f"MANGO_TRACKING: found {switch!r}, wanted 'on' or 'off'")
         values = {field: environ[name] for field, name in _VARIABLES.items() if environ.get(name)}

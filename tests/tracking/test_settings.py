@@ -63,6 +63,7 @@ def test_s3_artifacts_are_not_local(tmp_path: Path) -> None:
 
 def test_tracking_can_be_switched_off(tmp_path: Path) -> None:
     assert not TrackingSettings.from_environment({"MANGO_TRACKING": "off"}, tmp_path).enabled
+    assert TrackingSettings.from_environment({"MANGO_TRACKING": ""}, tmp_path).enabled
 
 
 @pytest.mark.parametrize(
