@@ -19,6 +19,8 @@ AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
     "sentence-embedding": "AutoModel",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "image-classification": "AutoModelForImageClassification",
 }
 """The Auto class of each task that a fused model may be for."""
 _TABLE = "transformers.models.auto.configuration_auto"

@@ -40,6 +40,14 @@ class Handler:
         """
         return output
 
+    def lend(self, first: nn.Module, block: nn.Module) -> None:
+        """Give a block what it needs to run before all others of its model, from the model's first block.
+
+        Args:
+            first: the first block; its modules may be taken.
+            block: a later block, which changes in place.
+        """
+
     def keeps_ids(self) -> bool:
         """Tell whether the blocks are given something that is made of token ids, so that a guest needs them too."""
         return False
@@ -77,6 +85,20 @@ class SharedBias(Handler):
         with torch.no_grad():
             real = block(**arguments)
         return (output[0], *real[1:])
+
+    def lend(self, first: nn.Module, block: nn.Module) -> None:
+        """Give a block the table of relative positions that the first block has for all.
+
+        Args:
+            first: the first block; its modules may be taken.
+            block: a later block, which changes in place.
+        """
+        for path, module in first.named_modules():
+            table = getattr(module, "relative_attention_bias", None)
+            if isinstance(table, nn.Module):
+                attention: Any = block.get_submodule(path)
+                attention.relative_attention_bias = table
+                attention.has_relative_attention_bias = True
 
 
 def _filled(values: tuple[Any, ...], passed: list[Any]) -> tuple[Any, ...]:

@@ -16,6 +16,8 @@ from mango.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TASKS = ("masked-lm", "sentence-embedding", "seq2seq-lm")
+"""Tasks that text has examples for."""
 IGNORED = -100
 """Label of places that do not count."""
 MASKED_SHARE = 0.15
@@ -78,7 +80,7 @@ def examples(
 
     Args:
         task: ``masked-lm``: passages with masked tokens to be found; ``sentence-embedding``: pairs of passages that
-            follow on in a document.
+            follow on in a document; ``seq2seq-lm``: a passage, and as its target the one that follows on.
         corpus: the corpus.
         split: one of its splits.
         tokenizer: the models' tokenizer.
@@ -89,7 +91,9 @@ def examples(
     Raises:
         DataError: the corpus has too little text, or the tokenizer no mask token.
     """
-    parts = 2 if task == "sentence-embedding" else 1
+    if task not in TASKS:
+        raise DataError(f"there are no examples for {task!r} in a corpus of text. Known: {', '.join(TASKS)}")
+    parts = 1 if task == "masked-lm" else 2
     packed = passages(
         corpus, split, tokenizer, parts=parts, max_per_domain=per_domain if evaluated else None, seed=seed
     )
@@ -99,7 +103,7 @@ def examples(
             raise DataError(f"{type(tokenizer).__name__} has no mask token, which a masked language model needs")
         generator = torch.Generator().manual_seed(seed)
         return _in_turn(packed, per_domain, evaluated, lambda own: _masked(own, mask, None if evaluated else generator))
-    return _in_turn(packed, per_domain, evaluated, _pairs)
+    return _in_turn(packed, per_domain, evaluated, _pairs if task == "sentence-embedding" else _continued)
 
 
 _Made = tuple[dict[str, Tensor], Tensor, int]
@@ -128,6 +132,13 @@ def _pairs(own: Passages) -> _Made:
     number = len(own)
     inputs = {"input_ids": own.input_ids, "labels": torch.zeros(number, dtype=torch.long)}
     return inputs, torch.ones(number, dtype=torch.float64), 1
+
+
+def _continued(own: Passages) -> _Made:
+    labels = own.input_ids[:, 1].clone()
+    if bool(own.special[0]):
+        labels[:, 0] = IGNORED  # what every text begins with says nothing
+    return {"input_ids": own.input_ids[:, 0], "labels": labels}, own.num_bytes[:, 1].sum(1).double(), 1
 
 
 def _in_turn(

@@ -11,6 +11,9 @@ from torch.nn.functional import cross_entropy, normalize
 from mango.corpus.examples import IGNORED, Examples
 from mango.errors import UnknownNameError
 
+TOKEN_TASKS = ("masked-lm", "seq2seq-lm")
+"""Tasks that ask for tokens."""
+
 
 @torch.no_grad()
 def predictions(
@@ -31,9 +34,8 @@ def predictions(
         watch: is given the output and the inputs of each forward pass.
 
     Returns:
-        For ``masked-lm``, the log-probability of each token that is asked for, float32 ``[examples, length]`` and zero
-        elsewhere; for ``sentence-embedding``, cosines of each left with each right half of the pairs of one domain,
-        ``[examples, 2, width]`` vectors of length one.
+        For tasks that ask for tokens, the log-probability of each of them, float32 ``[examples, length]`` and zero
+        elsewhere; for ``sentence-embedding``, vectors of length one, ``[examples, 2, width]``.
     """
     device = next(model.parameters()).device
     found: list[Tensor] = []
@@ -44,8 +46,8 @@ def predictions(
             pairs = inputs["input_ids"]
             output, vectors = embed(model, pairs.flatten(0, 1))
             found.append(vectors.view(*pairs.shape[:2], -1).cpu())
-        elif task == "masked-lm":
-            output = model(**inputs)
+        elif task in TOKEN_TASKS:
+            output = model(**inputs, labels=labels) if task == "seq2seq-lm" else model(**inputs)
             losses = cross_entropy(
                 output.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
             )
@@ -74,15 +76,15 @@ def embed(model: nn.Module, input_ids: Tensor) -> tuple[object, Tensor]:
 def mistakes(task: str, said: Tensor, examples: Examples) -> Tensor:
     """Return how wrong each example was answered, float64 ``[examples]``.
 
-    For ``masked-lm`` bits, the sum over its tokens; for ``sentence-embedding`` 1 where, of all right halves of the
-    domain, another is nearer to the left one than its own, else 0.
+    For tasks that ask for tokens bits, the sum over them; for ``sentence-embedding`` 1 where another right half of the
+    domain is nearer to the left one than its own, else 0.
 
     Args:
         task: of the examples.
         said: from :func:`predictions`.
         examples: all of one domain for ``sentence-embedding``.
     """
-    if task == "masked-lm":
+    if task in TOKEN_TASKS:
         return -said.double().sum(1) / torch.log(torch.tensor(2.0, dtype=torch.float64))
     scores = said[:, 0].double() @ said[:, 1].double().T
     return (scores.argmax(1) != torch.arange(len(said))).double()
@@ -95,7 +97,7 @@ def regrets(task: str, said: Tensor) -> Tensor:
         task: of the examples.
         said: from :func:`predictions`.
     """
-    if task == "masked-lm":
+    if task in TOKEN_TASKS:
         return -said.double().sum(1)
     scores = said[:, 0].double() @ said[:, 1].double().T / 0.05
     return cross_entropy(scores, torch.arange(len(said)), reduction="none")

@@ -21,15 +21,16 @@ from mango.evaluation.params import EvaluateParams
 from mango.evaluation.routing import RoutingTotals
 from mango.evaluation.speed import PeakMemory, relative_time, seconds
 from mango.evaluation.subjects import Subjects, merge_facts, saved_models
-from mango.fusion import MolEncoder, MolPreTrainedModel
+from mango.fusion import MolPreTrainedModel, MolRowModel
 
 Row = dict[str, Any]
 
-UNITS = {"masked-lm": "bits_per_byte", "sentence-embedding": "share_of_texts_not_found"}
+UNITS = {"masked-lm": "bits_per_byte", "seq2seq-lm": "bits_per_byte", "sentence-embedding": "share_of_texts_not_found"}
 """What each task is measured in; less is better."""
 
 NOTES = {
     "masked-lm": "each token masked once, all others of its neighbourhood seen",
+    "seq2seq-lm": "each text is continued from its beginning; encoders are not counted in the cost",
     "sentence-embedding": "the right half of each text is looked for among those of its domain",
 }
 
@@ -55,7 +56,9 @@ class _Bench:
 
     def batch(self) -> dict[str, Tensor]:
         first = next(iter(self.texts.values())).batches(self.params.batch_size)
-        batch = {name: value.to(self.device) for name, value in next(first).items() if name != "labels"}
+        batch = {name: value.to(self.device) for name, value in next(first).items()}
+        if self.task != "seq2seq-lm":  # whose targets are made of labels
+            del batch["labels"]
         return {name: value.flatten(0, 1) if value.ndim == 3 else value for name, value in batch.items()}
 
     def measure(self, load: Callable[[], nn.Module]) -> _Answers:
@@ -88,7 +91,7 @@ def _tokens(inputs: Mapping[str, Tensor]) -> int:
 
 
 def evaluate_head(
-    fused: MolEncoder,
+    fused: MolRowModel,
     subjects: Subjects,
     corpus: CorpusParams,
     params: EvaluateParams,

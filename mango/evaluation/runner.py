@@ -25,7 +25,7 @@ from mango.evaluation.routing import positions, sample
 from mango.evaluation.speed import seconds
 from mango.evaluation.subjects import Subjects, merge_facts, saved_models
 from mango.evaluation.systems import SWITCHING, Bench, Measured, Texts, row
-from mango.fusion import MolEncoder, MolForCausalLM, MolPreTrainedModel
+from mango.fusion import MolForCausalLM, MolPreTrainedModel, MolRowModel
 
 Row = dict[str, Any]
 
@@ -78,7 +78,7 @@ def evaluate_all(
         "parameters": dict(parameters or {}),
         "provenance": dict(provenance or {}),
     }
-    if isinstance(opened, MolEncoder):
+    if isinstance(opened, MolRowModel):
         found = evaluate_head(opened, subjects, corpus, params, tokenizer, seed=seed, device=device)
         return head_document(found, corpus_sha256(corpus.path), record)
     assert isinstance(opened, MolForCausalLM)

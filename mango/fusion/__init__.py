@@ -5,9 +5,10 @@ from mango.fusion.adapters import Adapter, BottleneckAdapter, LinearAdapter
 from mango.fusion.build import build_fused
 from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
-from mango.fusion.core import MolPreTrainedModel
+from mango.fusion.core import MolPreTrainedModel, MolRowModel
 from mango.fusion.encoders import MolEncoder, MolForMaskedLM, MolForSentenceEmbedding
 from mango.fusion.heads import HEADS
+from mango.fusion.images import MolForImageClassification
 from mango.fusion.layout import Expert, Layout, Span, make_layout
 from mango.fusion.modeling import MolForCausalLM
 from mango.fusion.output import EncoderOutput, MolOutput, Routing
@@ -15,6 +16,7 @@ from mango.fusion.params import AdapterParams, ExpertParams, FusionParams, Route
 from mango.fusion.pooling import Pool
 from mango.fusion.registries import ADAPTERS, ROUTERS
 from mango.fusion.routers import Decision, Router, Selection, SimpleRouter, TokenRouter, TopKRouter
+from mango.fusion.seq2seq import EncodedSource, MolForSeq2SeqLM
 
 __all__ = [
     "ADAPTERS",
@@ -24,6 +26,7 @@ __all__ = [
     "AdapterParams",
     "BottleneckAdapter",
     "Decision",
+    "EncodedSource",
     "EncoderOutput",
     "Expert",
     "ExpertParams",
@@ -34,10 +37,13 @@ __all__ = [
     "MolConfig",
     "MolEncoder",
     "MolForCausalLM",
+    "MolForImageClassification",
     "MolForMaskedLM",
     "MolForSentenceEmbedding",
+    "MolForSeq2SeqLM",
     "MolOutput",
     "MolPreTrainedModel",
+    "MolRowModel",
     "Pool",
     "Router",
     "RouterParams",

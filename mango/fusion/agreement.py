@@ -13,13 +13,14 @@ from transformers.initialization import no_init_weights
 
 from mango.architectures import ComponentMap, capture_block_calls
 from mango.architectures.meta import MODEL_FAILURES
-from mango.architectures.tasks import CAUSAL, class_for
+from mango.architectures.tasks import CAUSAL, SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError
 from mango.fusion.comparison import compare
 from mango.fusion.core import MolPreTrainedModel
 from mango.fusion.encoder_agreement import EncoderTrace
 from mango.fusion.expert import FusedExpert
+from mango.fusion.seq2seq_agreement import Seq2SeqTrace
 from mango.fusion.shells import Body, Tail
 
 NUM_TOKENS = 4
@@ -46,10 +47,12 @@ def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
         parts = store.model(name).architecture
         try:
             source = _open(store, name, dtype, model.config.source_config(name))
-            trace = _Trace(source, parts) if parts.task == CAUSAL else EncoderTrace(source, parts)
+            trace = _trace(source, parts)
             for number, expert in enumerate(layout.experts):
                 fused = model.experts[number]
                 if expert.source == name and isinstance(fused, FusedExpert):
+                    if isinstance(trace, Seq2SeqTrace) and fused.encoder is not None:
+                        trace.check_encoder(fused.encoder, f"{name!r}: the encoder's blocks")
                     for span, body in zip(expert.spans, fused.bodies, strict=True):
                         assert isinstance(body, Body)
                         trace.check_body(body, f"{name!r}: blocks {span.start} to {span.stop - 1}")
@@ -61,6 +64,12 @@ def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
                 f"{name!r} ({parts.architecture}) cannot be fused: its blocks do not run on their own: "
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
             ) from error
+
+
+def _trace(source: PreTrainedModel, parts: ComponentMap) -> _Trace | EncoderTrace | Seq2SeqTrace:
+    if parts.task == CAUSAL:
+        return _Trace(source, parts)
+    return Seq2SeqTrace(source, parts) if parts.task == SEQ2SEQ else EncoderTrace(source, parts)
 
 
 def _open(store: BlockStore, name: str, dtype: torch.dtype, config: PretrainedConfig) -> PreTrainedModel:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from mango.architectures import ComponentMap
+from mango.architectures.tasks import SEQ2SEQ
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
 from mango.fusion.configuration import MolConfig
 from mango.fusion.core import TRAINED, MolPreTrainedModel, source_configs
-from mango.fusion.expert import Shells
+from mango.fusion.expert import FusedExpert, Shells
 from mango.fusion.heads import HEADS
 from mango.fusion.layout import Layout, make_layout
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
-from mango.fusion.tasks import SOURCE_TASKS
+from mango.fusion.seq2seq_shells import canonical, true_names
+from mango.fusion.tasks import IMAGES, SOURCE_TASKS
 
 
 def build_fused(
@@ -48,6 +53,7 @@ def build_fused(
                 "can be fused"
             )
     head = HEADS[fusion.task]
+    _check_classes(store, fusion, names)
     _check_tokenizers(store, fusion.trunk, names)
     layout = make_layout(fusion, maps)
     trunk = store.config(fusion.trunk)
@@ -65,13 +71,17 @@ def build_fused(
         pad_token_id=getattr(text, "pad_token_id", None),
         architectures=[head.__name__],
         task=fusion.task,
+        **_of_task(fusion.task, trunk),
     )
     dtype: torch.dtype = getattr(torch, fusion.dtype)
-    weights = _weights(store, layout, maps, head.shells)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.device("meta"):
             skeleton = head(config)
+        if head.shells.encoder is None:
+            weights = _weights(store, layout, maps, head.shells)
+        else:
+            weights = _weights_by_name(store, skeleton, maps)
         wanted = set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys)
         ours = {name for name in wanted if _is_trained(name)}
         missing, surplus = sorted(wanted - ours - set(weights)), sorted(set(weights) - wanted)
@@ -103,6 +113,28 @@ def _fill(model: MolPreTrainedModel, weights: dict[str, Tensor]) -> None:
         if target.shape != tensor.shape:
             raise ArchitectureError(f"{name}: stored as {list(tensor.shape)}, wanted {list(target.shape)}")
         target.copy_(tensor)
+
+
+def _of_task(task: str, trunk: PretrainedConfig) -> dict[str, Any]:
+    """Return what the configuration of a fused model has of its trunk's beside the special tokens."""
+    if task == IMAGES:
+        return {"id2label": dict(trunk.id2label or {})}
+    if task == SEQ2SEQ:
+        return {"is_encoder_decoder": True, "decoder_start_token_id": trunk.decoder_start_token_id}
+    return {}
+
+
+def _check_classes(store: BlockStore, fusion: FusionParams, names: list[str]) -> None:
+    if fusion.task != IMAGES:
+        return
+    wanted = store.config(fusion.trunk).id2label or {}
+    for name in names:
+        found = store.config(name).id2label or {}
+        if found != wanted:
+            what = f"{len(found)} classes apart, the trunk {fusion.trunk!r} {len(wanted)}"
+            if len(found) == len(wanted):
+                what = f"other classes apart than the trunk {fusion.trunk!r}"
+            raise IncompatibleBlocksError(f"fusion: {name!r} tells {what}: experts must have the trunk's (id2label)")
 
 
 def _check_tokenizers(store: BlockStore, trunk: str, names: list[str]) -> None:
@@ -139,10 +171,28 @@ def _weights(store: BlockStore, layout: Layout, maps: dict[str, ComponentMap], s
                     out[f"{root}.bodies.0.base.{inner}"] = tensor
             elif tail and (shells.headed if inner is None else _under(inner, parts.after)):
                 out[f"{root}.tail.model.{name}"] = tensor
-            elif inner is not None and not _under(inner, parts.after):
-                raise ArchitectureError(f"{expert.source!r}: {name} is neither before nor after its blocks")
         if tail and shells.headed and parts.tied and not front:
             out[f"{root}.tail.model.{parts.head}.weight"] = edges[f"{parts.embeddings}.weight"]
+    return out
+
+
+def _weights_by_name(
+    store: BlockStore, skeleton: MolPreTrainedModel, maps: dict[str, ComponentMap]
+) -> dict[str, Tensor]:
+    """Return every tensor of the source models under its name in the fused model, found by its name in the source."""
+    out: dict[str, Tensor] = {}
+    for number, expert in enumerate(skeleton.layout.experts):
+        parts, config = maps[expert.source], store.config(expert.source)
+        fused = skeleton.experts[number]
+        assert isinstance(fused, FusedExpert)
+        own, _ = canonical(config, parts)
+        stored = {own.get(name, name): tensor for name, tensor in store.edge_tensors(expert.source).items()}
+        for index in range(parts.num_blocks):
+            prefix = parts.block_prefix(index)
+            stored |= {f"{prefix}{name}": t for name, t in store.block_tensors(expert.source, index).items()}
+        for name, true in true_names(fused, config, parts, fused.spans).items():
+            if name not in fused.ties and true in stored:
+                out[f"experts.{number}.{name}"] = stored[true]
     return out
 
 

@@ -166,7 +166,8 @@ class FusedCache(Cache):
     """The cache of a fused model.
 
     With soft routing each span holds every token, padding included, as its own model would. With sparse routing a
-    span holds the tokens that it processed and no others.
+    span holds the tokens that it processed and no others. Where whole rows choose, `span_rows` says which rows a span
+    of `dense_spans` holds; all without.
     """
 
     def __init__(self) -> None:
@@ -176,6 +177,7 @@ class FusedCache(Cache):
         self.positions: dict[int, PositionMemory] = {}
         self.spans: dict[tuple[int, int], SpanMemory] = {}
         self.dense_spans: dict[tuple[int, int], SpanCache] = {}
+        self.span_rows: dict[tuple[int, int], Tensor] = {}
 
     @property
     def sparse(self) -> bool:
@@ -235,15 +237,20 @@ class FusedCache(Cache):
         """Keep the rows at these indices, in that order."""
         if self.mask is None:
             return
-        rows = indices.to(self.mask.device)
+        rows, num_rows = indices.to(self.mask.device), self.mask.shape[0]
         self.mask = self.mask.index_select(0, rows)
         self.positions = {p: memory.select(rows) for p, memory in self.positions.items()}
         for span in self.spans.values():
             span.select(rows)
-        for cache in self.dense_spans.values():
-            layers: list[Any] = cache.layers
-            for layer in layers:
-                layer.batch_select_indices(rows)
+        for key, cache in self.dense_spans.items():
+            own = rows
+            if key in self.span_rows:
+                place = torch.full((num_rows,), -1, device=rows.device)
+                place[self.span_rows[key]] = torch.arange(len(self.span_rows[key]), device=rows.device)
+                own = place[rows]
+                self.span_rows[key] = (own >= 0).nonzero().squeeze(1)
+                own = own[own >= 0]
+            cache.batch_select_indices(own)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refuse: a router's memory cannot be rolled back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from os import PathLike
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mango.architectures import describe
@@ -19,6 +20,7 @@ from mango.errors import ConfigError
 from mango.fusion.adapters import Adapter
 from mango.fusion.configuration import MolConfig
 from mango.fusion.expert import FusedExpert, Shells
+from mango.fusion.output import Routing
 from mango.fusion.params import AdapterParams, RouterParams
 from mango.fusion.registries import ROUTERS
 from mango.fusion.routers import Router, Selection
@@ -103,8 +105,9 @@ class MolPreTrainedModel(PreTrainedModel):
             assert isinstance(expert, FusedExpert)
             for body in expert.bodies:
                 body.requires_grad_(False)
-            if expert.tail is not None:
-                expert.tail.requires_grad_(False)
+            for part in (expert.tail, expert.encoder):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
         # Only modules that hold parameters themselves come here. Each knows its start, or is of a standard kind.
@@ -208,6 +211,23 @@ class MolPreTrainedModel(PreTrainedModel):
         if not routers:
             return Selection()
         return routers[0].training_selection if self.training else routers[0].selection
+
+
+class MolRowModel(MolPreTrainedModel):
+    """A fused model whose routers look at whole rows: at a text, or at an image.
+
+    Args:
+        config: the configuration.
+    """
+
+    @abstractmethod
+    def routing_at(self, position: int, **inputs: Tensor) -> Routing:
+        """Return what the router of a position decides, without running anything behind it.
+
+        Args:
+            position: a position with a choice.
+            inputs: what the model's forward pass takes; labels are not looked at.
+        """
 
 
 def source_configs(configs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

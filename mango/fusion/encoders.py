@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from mango.errors import ConfigError
-from mango.fusion.core import MolPreTrainedModel
+from mango.fusion.core import MolRowModel
 from mango.fusion.encoder_shells import EncoderBody, EncoderTail, NormTail
 from mango.fusion.expert import Shells
 from mango.fusion.mixing import IGNORED, Group, mix_logits, mix_losses
@@ -18,7 +18,7 @@ from mango.fusion.routers import Router
 from mango.fusion.rows import ROW_POOLS, RowStep
 
 
-class MolEncoder(MolPreTrainedModel):
+class MolEncoder(MolRowModel):
     """A fused model of encoders; a subclass adds a head.
 
     Experts are mixed as in a causal model, but tokens see all of their row. So the pools of a router look ahead too,

@@ -12,6 +12,7 @@ from mango.fusion.adapters import Adapter
 from mango.fusion.layout import Expert
 from mango.fusion.params import AdapterParams
 from mango.fusion.registries import ADAPTERS
+from mango.fusion.seq2seq_shells import SourceEncoder, shared_names, true_names
 from mango.fusion.shells import Body, Tail
 
 
@@ -24,11 +25,13 @@ class Shells:
         tail: runs the final norm and head.
         headed: whether models end in heads, in which experts may end too, and whose distributions are mixed; otherwise
             all end in the trunk's norm, through adapters.
+        encoder: runs a model's encoder, where spans are of its decoder.
     """
 
     body: type[Body]
     tail: type[Tail]
     headed: bool = True
+    encoder: type[SourceEncoder] | None = None
 
     def own_tail(self, expert: Expert, parts: ComponentMap, last: int, *, anchor: bool) -> bool:
         """Tell whether an expert ends in its own norm and head.
@@ -71,6 +74,7 @@ class FusedExpert(nn.Module):
     ) -> None:
         super().__init__()
         self.fronts = [expert.own_edges and span.enter == 0 and span.start == 0 for span in expert.spans]
+        self.encoder = None if shells.encoder is None else shells.encoder(config, parts)
         self.own_tail = shells.own_tail(expert, parts, last, anchor=anchor)
         self.bodies = nn.ModuleList(
             shells.body(config, parts, span.start, span.stop, front=front)
@@ -89,7 +93,11 @@ class FusedExpert(nn.Module):
         self.inputs = nn.ModuleDict({str(i): new(width, parts.width) for i in range(count) if inputs[i]})
         self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})
 
-        self.ties = {} if self.tail is None else self._ties(parts, self.tail)
+        self.spans = [(span.start, span.stop) for span in expert.spans]
+        if self.encoder is not None:
+            self.ties = shared_names(true_names(self, config, parts, self.spans))
+        else:
+            self.ties = {} if self.tail is None else self._ties(parts, self.tail)
 
     def _ties(self, parts: ComponentMap, tail: Tail) -> dict[str, str]:
         """Return which tensors of the tail are others of this expert, by their names."""

@@ -13,13 +13,14 @@ from mango.errors import ConfigError
 from mango.fusion.cache import FusedCache
 from mango.fusion.core import MolPreTrainedModel
 from mango.fusion.expert import Shells
+from mango.fusion.generation import FusedGeneration
 from mango.fusion.mixing import IGNORED, mix_logits, mix_losses
 from mango.fusion.output import MolOutput, Routing
 from mango.fusion.shells import Body, Tail
 from mango.fusion.step import Step
 
 
-class MolForCausalLM(MolPreTrainedModel, GenerationMixin):
+class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # type: ignore[misc]  # another cache
     """A fused model with a language-modelling head.
 
     ``h' = sum_e w_e(h) * A_out,e(span_e(A_in,e(h)))`` at each fused position. An expert may span several positions: a
@@ -74,7 +75,7 @@ class MolForCausalLM(MolPreTrainedModel, GenerationMixin):
                 raise ConfigError(f"{name}: a fused model has several residual streams and does not return them")
         as_tuple = kwargs.pop("return_dict", None) is False
         selection = self._selection()
-        cache = self._cache(past_key_values, use_cache)
+        cache = self.fused_cache(past_key_values, use_cache)
         if cache is not None:
             cache.begin(selection)
         past = 0 if cache is None else cache.get_seq_length()
@@ -124,21 +125,6 @@ class MolForCausalLM(MolPreTrainedModel, GenerationMixin):
         step.run(front.entrance(input_ids, position_ids), mask, until=position)
         return step.routing[-1]
 
-    def _cache(self, given: Cache | None, use_cache: bool | None) -> FusedCache | None:
-        if given is not None and not isinstance(given, FusedCache):
-            raise ConfigError(
-                f"past_key_values: a fused model needs a mango.fusion.FusedCache, not a {type(given).__name__}; "
-                "pass none, and one is made"
-            )
-        wanted = given is not None or bool(use_cache)
-        if wanted and self.training and any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Body)):
-            raise ConfigError(
-                "use_cache: gradient checkpointing runs spans twice, which a cache cannot take; pass False"
-            )
-        if not wanted:
-            return None
-        return FusedCache() if given is None else given
-
     def _mask(self, attention_mask: Tensor | None, input_ids: Tensor, past: int, cache: FusedCache | None) -> Tensor:
         rows, length = input_ids.shape
         if cache is not None and cache.mask is not None and cache.mask.shape[0] != rows:
@@ -152,18 +138,6 @@ class MolForCausalLM(MolPreTrainedModel, GenerationMixin):
                 "one column for each cached and each new token"
             )
         return attention_mask.to(device=input_ids.device, dtype=torch.bool)
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
-            raise ConfigError(f"cache_implementation {kind!r}: a fused model has a dynamic cache only")
-        given = model_kwargs.get("past_key_values")
-        if given is not None:
-            self._cache(given, True)
-        elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = FusedCache()
 
 
 def _targets(labels: Tensor, present: Tensor) -> Tensor:

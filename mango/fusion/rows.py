@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mango.fusion.encoder_shells import EncoderBody
+from mango.errors import IncompatibleBlocksError
+from mango.fusion.expert import FusedExpert
 from mango.fusion.output import Routing
 from mango.fusion.pooling import Pool
 from mango.fusion.routers import Decision, Router, Selection, choose
+from mango.fusion.shells import Body
 from mango.fusion.step import Flow
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class RowStep(Flow):
             if self.sparse:
                 self._rows = present.any(1, keepdim=True)
             return present.unsqueeze(-1).float()
-        decision = decide_rows(router, self.selection, states, present)
+        decision = self.decision(router, states, present)
         if decision.selected is not None:
             self._rows = (decision.selected & present.unsqueeze(-1)).any(1)
         real = present.unsqueeze(-1)
@@ -66,27 +68,53 @@ class RowStep(Flow):
         )
         return weights
 
+    def decision(self, router: Router, states: Tensor, present: Tensor) -> Decision:
+        """Return what a router decides on the tokens of whole rows."""
+        return decide_rows(router, self.selection, states, present)
+
     def process(self, position: int, states: Tensor) -> list[Tensor]:
         """Run every span on all rows, or on those that chose it."""
         outputs: list[Tensor] = []
         for place, (expert, index) in enumerate(self.model._entering[position]):
             fused = self._expert(expert)
-            body = fused.bodies[index]
-            assert isinstance(body, EncoderBody)
             key = (expert, index)
             rows = None if self._rows is None else self._rows[:, place].nonzero().squeeze(1)
             if rows is None or len(rows) == len(states):
-                inputs = self.inputs if body.front else fused.enter(index, states)
-                outputs.append(body(inputs, self.mask))
-                self._counts[key] = self.mask.sum()
+                found = self.run_span(key, fused, states, None)
+                self._counts[key] = self._counted(key, self.mask, found, states)
+                outputs.append(found)
                 continue
-            self._counts[key] = self.mask[rows].sum()
-            out = states.new_zeros(*states.shape[:2], body.width)
+            body = fused.bodies[index]
+            assert isinstance(body, Body)
             if len(rows):
-                inputs = self.inputs[rows] if body.front else fused.enter(index, states[rows])
-                out = out.index_copy(0, rows, body(inputs, self.mask[rows]).to(out.dtype))
-            outputs.append(out)
+                found = self.run_span(key, fused, states, rows)
+                self._counts[key] = self._counted(key, self.mask[rows], found, states)
+                outputs.append(states.new_zeros(len(states), *found.shape[1:]).index_copy(0, rows, found))
+            else:
+                self._counts[key] = 0
+                outputs.append(states.new_zeros(*states.shape[:2], body.width))
         return outputs
+
+    def _counted(self, key: tuple[int, int], mask: Tensor, found: Tensor, states: Tensor) -> Tensor | int:
+        """Return the number of tokens that a span processed, which may be more or fewer than the trunk's of a row."""
+        if found.shape[1] == states.shape[1]:
+            return mask[:, -states.shape[1] :].sum()
+        expert = self.model.layout.experts[key[0]]
+        if self._expert(key[0]).own_tail and key[1] == 0 and len(expert.spans) == 1:
+            return found.shape[0] * found.shape[1]
+        raise IncompatibleBlocksError(
+            f"expert {expert.name!r} makes {found.shape[1]} tokens of a row, the trunk {states.shape[1]}: between cuts "
+            "they cannot be mixed; give it cut: whole and edges: own, or a model of the same image and patch size"
+        )
+
+    def run_span(self, key: tuple[int, int], fused: FusedExpert, states: Tensor, rows: Tensor | None) -> Tensor:
+        """Run a span on some rows of the incoming states, or on all."""
+        body = fused.bodies[key[1]]
+        assert isinstance(body, Body)
+        inputs, mask = self.inputs, self.mask
+        if rows is not None:
+            inputs, mask, states = inputs[rows], mask[rows], states[rows]
+        return body(inputs if body.front else fused.enter(key[1], states), mask, mask, None)  # type: ignore[no-any-return]
 
 
 def decide_rows(router: Router, selection: Selection, states: Tensor, present: Tensor) -> Decision:

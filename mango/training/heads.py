@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from mango import console
+from mango.architectures.tasks import SEQ2SEQ
 from mango.blocks import BlockStore, load_source
 from mango.checkpoints import write_file
 from mango.corpus import Examples, examples, predictions, regrets
-from mango.fusion import MolEncoder, Router, build_fused
+from mango.fusion import MolRowModel, Router, build_fused
 from mango.training.checkpoints import latest_checkpoint, step_of
 from mango.training.fitting import Trained, fit
 from mango.training.starts import StartReport, fit_router, start_adapters_on
@@ -97,7 +98,7 @@ def prepare_head(
     return HeadData(training, calibration, validation, judge(calibration), supervised)
 
 
-def row_targets(model: MolEncoder, found: dict[str, Tensor]) -> Tensor:
+def row_targets(model: MolRowModel, found: dict[str, Tensor]) -> Tensor:
     """Return the best expert of each example among those that can be entered at each position with a choice.
 
     Args:
@@ -123,7 +124,7 @@ def train_head(
     what: str,
     work: Path,
     device: torch.device | str,
-    targets_from: MolEncoder | None = None,
+    targets_from: MolRowModel | None = None,
     log: LogMetrics | None = None,
 ) -> Trained:
     """Build, start and train one fused model; resume it when a checkpoint of the same run is there.
@@ -140,7 +141,7 @@ def train_head(
     """
     set_seed(job.seed % 2**32)
     model = build_fused(store, job.fusion, job.router, job.adapter, seed=job.seed)
-    assert isinstance(model, MolEncoder)
+    assert isinstance(model, MolRowModel)
     model.to(device)  # type: ignore[arg-type]
     judge = targets_from or model
     chooses = bool(judge.iter_routers())
@@ -156,7 +157,7 @@ def train_head(
         checkpoint = None
         shutil.rmtree(folder, ignore_errors=True)
         console.note(f"{what}: starting adapters and routers")
-        batches = [_without_labels(batch) for batch in data.calibration.batches(job.train.batch_size)]
+        batches = [_without_labels(batch, model.task) for batch in data.calibration.batches(job.train.batch_size)]
         starts.adapters = start_adapters_on(model, store, batches, job.train.start)
         if chooses:
             starts.routers = _start_routers(model, job, batches, row_targets(judge, data.regrets))
@@ -177,15 +178,15 @@ def train_head(
     )
 
 
-def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a source model and a fused one take alike: texts one by one, without labels."""
+def _without_labels(batch: dict[str, Tensor], task: str) -> dict[str, Tensor]:
+    """Return what a source model and a fused one take alike: texts one by one, and labels where they are inputs."""
     ids = batch.get("input_ids")
     if ids is not None and ids.ndim == 3:
         return {"input_ids": ids.flatten(0, 1)}
-    return {name: value for name, value in batch.items() if name != "labels"}
+    return {name: value for name, value in batch.items() if name != "labels" or task == SEQ2SEQ}
 
 
-def _start_routers(model: MolEncoder, job: Job, batches: list[dict[str, Tensor]], targets: Tensor) -> dict[str, float]:
+def _start_routers(model: MolRowModel, job: Job, batches: list[dict[str, Tensor]], targets: Tensor) -> dict[str, float]:
     """Fit each router to the best expert of each example, from the first position to the last; return its accuracy."""
     device = next(model.parameters()).device
     accuracy: dict[str, float] = {}

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig, PretrainedConfig, PreTrainedTokenizerBase, RobertaConfig
+from transformers import BartConfig, BertConfig, PretrainedConfig, PreTrainedTokenizerBase, RobertaConfig
 
+from mango.architectures.tasks import class_for
 from mango.blocks import BlockStore, extract
 from mango.checkpoints import ModelSource
 from mango.corpus import CorpusParams, examples, mistakes
 from mango.errors import DataError, TrainingError
-from mango.evaluation import EvaluateParams, Subjects, evaluate_all, validate, write_report
+from mango.evaluation import EvaluateParams, Subjects, evaluate_all, parse
+from mango.evaluation.report_html import render
 from mango.fusion import AdapterParams, FusionParams, RouterParams
 from mango.training import Job, TrainParams, train_all
 from tests.training.toys import DOMAINS, make_tokenizer, save_corpus
@@ -37,11 +39,12 @@ class Encoders:
     tokenizer: PreTrainedTokenizerBase
 
     def job(self, task: str, **train: Any) -> Job:
-        experts = ["sister", {"model": "roberta", "cut": "fine"}]
+        prefix = "bart_" if task == "seq2seq-lm" else ""
+        experts = [f"{prefix}sister", {"model": f"{prefix}wide", "cut": "fine"}]
         return Job(
             seed=0,
             corpus=CorpusParams(path=self.root / "corpus", sequence_length=20, segment_length=8),
-            fusion=FusionParams.model_validate({"task": task, "trunk": "base", "experts": experts, "span": 1}),
+            fusion=FusionParams.model_validate({"task": task, "trunk": f"{prefix}base", "experts": experts, "span": 1}),
             router=RouterParams.model_validate({"type": "simple", "simple": {"prompt": 8}}),
             adapter=AdapterParams.model_validate({"type": "linear", "linear": {"rank": 4}}),
             train=TrainParams.model_validate({**TRAIN, **train}),
@@ -59,14 +62,23 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0,
     }  # fmt: skip
+    bart: dict[str, Any] = {
+        "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": len(tokenizer),
+        "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
+        "decoder_start_token_id": 0, "forced_eos_token_id": None,
+    }  # fmt: skip
     configs: dict[str, PretrainedConfig] = {
         "base": BertConfig(**sizes), "sister": BertConfig(**sizes),
-        "roberta": RobertaConfig(**{**sizes, "hidden_size": 24}),
+        "wide": RobertaConfig(**{**sizes, "hidden_size": 48}),
+        "bart_base": BartConfig(**bart), "bart_sister": BartConfig(**bart),
+        "bart_wide": BartConfig(**{**bart, "d_model": 48}),
     }  # fmt: skip
     for seed, (name, config) in enumerate(configs.items()):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            AutoModelForMaskedLM.from_config(config).save_pretrained(root / name)
+            model_class: Any = class_for(config, "seq2seq-lm" if name.startswith("bart") else "masked-lm")
+            model_class(config).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     store = extract({name: ModelSource(source=str(root / name)) for name in configs}, root / "store", "reference")
     return Encoders(root, store, tokenizer)
@@ -74,34 +86,39 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
 
 @pytest.mark.parametrize(
     ("task", "unit", "baselines"),
-    [("masked-lm", "bits_per_byte", {"ensemble_uniform"}), ("sentence-embedding", "share_of_texts_not_found", set())],
+    [
+        ("masked-lm", "bits_per_byte", {"ensemble_uniform"}),
+        ("sentence-embedding", "share_of_texts_not_found", set()),
+        ("seq2seq-lm", "bits_per_byte", {"ensemble_uniform"}),
+    ],
 )
 def test_a_task_is_trained_and_evaluated(
     encoders: Encoders, tmp_path: Path, task: str, unit: str, baselines: set[str]
 ) -> None:
-    job = encoders.job(task)
+    stitched = task == "masked-lm"
+    job = encoders.job(task, controls={"continued_trunk": False, "self_stitch": stitched})
     summary = train_all(
         job, encoders.store, out=tmp_path / "fused", controls=tmp_path / "controls", work=tmp_path / "work"
     )
-    assert set(summary) == {"validation_loss", "self_stitch_validation_loss"}
+    assert set(summary) == {"validation_loss"} | ({"self_stitch_validation_loss"} if stitched else set())
     trained = json.loads((tmp_path / "fused" / "training.json").read_text())
     assert [point["step"] for point in trained["curve"] if "loss" in point] == list(range(1, 21))
     assert all("supervision" in point for point in trained["curve"] if "loss" in point)
     assert set(trained["starts"]["routers"]) == {"0", "1"}
-    assert {"roberta/0/out", "roberta/1/in"} <= set(trained["starts"]["adapters"])
+    _, sister, wide = dict.fromkeys(job.model_names())
+    assert {f"{wide}/0/out", f"{wide}/1/in"} <= set(trained["starts"]["adapters"])
     subjects = Subjects(tmp_path / "fused", encoders.store, tmp_path / "merged", tmp_path / "controls")
     found = evaluate_all(subjects, job.corpus, EVALUATE, seed=0, provenance=PROVENANCE)
-    validate(found)
-    write_report(found, tmp_path / "reports")
-    assert unit.replace("_", " ") in (tmp_path / "reports" / "report.html").read_text()
+    assert unit.replace("_", " ") in render(parse(found))
     systems = {system["name"]: system for system in found["systems"]}
-    plain = {"trunk", "best_single", "expert_sister", "expert_roberta", "self_stitch", "oracle_sequence"}
-    assert set(systems) == plain | baselines | {"fused_soft", "fused_hard"}
+    extra = baselines | ({"self_stitch"} if stitched else set())
+    plain = {"trunk", "best_single", f"expert_{sister}", f"expert_{wide}", "oracle_sequence"}
+    assert set(systems) == plain | extra | {"fused_soft", "fused_hard"}
     assert found["units"]["pure"] == unit
     assert systems["fused_soft"]["cost"] == pytest.approx(3)
     assert systems["fused_hard"]["cost"] == pytest.approx(1)
     for domain in DOMAINS:
-        best = min(systems[name]["pure"][domain] for name in ("trunk", "expert_sister", "expert_roberta"))
+        best = min(systems[name]["pure"][domain] for name in ("trunk", f"expert_{sister}", f"expert_{wide}"))
         assert systems["oracle_sequence"]["pure"][domain] <= best
 
 
