@@ -110,7 +110,7 @@ class Measurement:
             CheckpointError: there is no room.
         """
         note = file.with_suffix(".json")
-        if _is_whole(file, note):
+        if _is_whole(file, note, self._layout):
             self.file = file
             return
         check_room(file, self.num_bytes)
@@ -133,7 +133,12 @@ class Measurement:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        write_file(note, json.dumps({"sha256": sha256_file(file)}))
+        write_file(note, json.dumps({"layout": self._layout, "sha256": sha256_file(file)}))
+
+    @property
+    def _layout(self) -> list[list[Any]]:
+        """What lies in the file, in order, as JSON gives it back."""
+        return [[spec.name, spec.dtype, list(spec.shape)] for spec in self.specs.values()]
 
     def load(self, name: str) -> torch.Tensor:
         """Return the statistic of a tensor, mapped from its file."""
@@ -324,11 +329,11 @@ def _padded(size: int) -> int:
     return -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
-def _is_whole(file: Path, note: Path) -> bool:
+def _is_whole(file: Path, note: Path, layout: list[list[Any]]) -> bool:
     if not file.is_file() or not note.is_file():
         return False
     try:
-        known = json.loads(note.read_text("utf-8"))["sha256"]
+        known = json.loads(note.read_text("utf-8"))
+        return bool(known["layout"] == layout and known["sha256"] == sha256_file(file))
     except (ValueError, KeyError, TypeError):
         return False
-    return bool(known == sha256_file(file))

@@ -51,10 +51,17 @@ def _data(plan: MergePlan) -> dict[str, Any]:
     data = named.model_dump(mode="json", exclude_none=True, exclude_defaults=True, by_alias=True)
     data["merge_method"] = plan.document.model_dump(mode="json")["merge_method"]
     if isinstance(plan.document.merge_method, str) and len(plan.methods) <= 1:
-        data["parameters"] = {**_defaults(plan), **data.get("parameters", {})}
+        own = [set(entry.parameters) for entry in plan.document.models or () if key_of(entry.model) != _base(plan)]
+        said = set.intersection(*own) if own else set()
+        defaults = {name: value for name, value in _defaults(plan).items() if name not in said}
+        data["parameters"] = {**defaults, **data.get("parameters", {})}
         if not data["parameters"]:
             del data["parameters"]
     return data
+
+
+def _base(plan: MergePlan) -> str | None:
+    return None if plan.document.base_model is None else key_of(plan.document.base_model)
 
 
 def _defaults(plan: MergePlan) -> Mapping[str, Any]:

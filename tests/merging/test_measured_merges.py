@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import mango
 from mango.checkpoints import ModelSource, open_model, sha256_file
@@ -260,6 +267,21 @@ def test_models_that_cannot_be_run_are_refused_in_the_plan(text: Path, family: F
     assert len(str(caught.value).splitlines()) == 2
     with pytest.raises(MergeError, match=r"calibration\.tokens: 33 is more than the 32 positions of model 'a'"):
         plan(document("fisher", text, calibration={"data": str(text), "tokens": 33}), family)
+
+
+def test_mixtures_whose_class_joins_their_experts_are_refused(text: Path, tmp_path: Path) -> None:
+    """The class holds the experts of a layer as one tensor, and the checkpoint one for each."""
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=VOCABULARY, max_position_embeddings=32, num_local_experts=2,
+    )  # fmt: skip
+    places = {}
+    for name in "ab":
+        MixtralForCausalLM(config).save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name)
+        places[name] = ModelSource(source=str(tmp_path / name))
+    with pytest.raises(MergeError, match="which its class holds, or stores it in another layout"):
+        plan(document("fisher", text), places)
 
 
 def test_vocabularies_that_are_aligned_have_no_fisher_information(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from mango.checkpoints import ModelSource, open_model, sha256_file
 from mango.corpus import token_losses
-from mango.errors import ConfigError
+from mango.errors import ConfigError, MergeError
 from mango.merging import load_document, merge, merge_tensors, plan
 from mango.merging.search import _Candidates, _Judge
 from tests.merging.conftest import Stopped, hashes, problems
@@ -185,6 +186,14 @@ def test_candidates_stay_in_their_bounds_and_go_on_for_ever() -> None:
         best = min(best, loss)
         candidates.tell(loss)
     assert best < 1e-3
+
+
+def test_without_its_package_the_plan_says_what_to_install(
+    family: Family, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cma", None)
+    with pytest.raises(MergeError, match=r"search: the package cma is missing .*install the extra 'search'"):
+        plan(document(text), family)
 
 
 SEARCH = """merge_method: ties
