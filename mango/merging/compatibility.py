@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,16 @@ _MAY_DIFFER = {
 }
 
 
+_EXPERTS = re.compile(r"\.experts\.")
+_TEXT_PARTS = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+"""Types of text parts that are a model of another type by all of their tensors."""
+
+
 def check_compatible(document: MergeDocument, inputs: Mapping[str, Input]) -> None:
     """Check that models are of one architecture and vocabulary.
 
@@ -60,9 +71,12 @@ def config_notes(lead: Input, inputs: Mapping[str, Input], counted: set[str]) ->
     for model in inputs.values():
         if not model.config:
             continue
-        keys = sorted(
-            key for key in {*lead.config, *model.config} - ignored if lead.config.get(key) != model.config.get(key)
-        )
+        kept, other = lead.config, model.config
+        known = {*kept, *other}
+        if _is_text_of(model, lead):
+            kept = kept["text_config"]
+            known = set(kept) & set(other) - {"model_type"}
+        keys = sorted(key for key in known - ignored if kept.get(key) != other.get(key))
         if keys:
             yield (
                 f"config.json of model {model.key!r} differs from that of {lead.key!r} in "
@@ -73,23 +87,47 @@ def config_notes(lead: Input, inputs: Mapping[str, Input], counted: set[str]) ->
 def _architecture_problems(document: MergeDocument, inputs: Mapping[str, Input]) -> Iterator[str]:
     lead = next(iter(inputs.values()))
     for model in inputs.values():
+        differing: list[str] = []
         if not model.config or not lead.config:
             continue
-        words = ["model_type", *(f for f in _MUST_AGREE if f in _text(model.config) and f in _text(lead.config))]
-        differing = [
-            f"{word} {_value(model, word)!r} against {_value(lead, word)!r}"
-            for word in words
-            if _value(model, word) != _value(lead, word)
-        ]
+        sibling = _is_text_of(model, lead)
+        words = ["model_type"]
+        if sibling and document.modules is not None:
+            cut = any(part.slices is not None for _, part in document.parts())
+            words = [] if cut else ["num_hidden_layers"]
+        for word in (*words, *_MUST_AGREE):
+            pair = _value(model, word), _value(lead, word)
+            if None not in pair and pair[0] != pair[1]:  # what only one of them says is no difference
+                differing.append(f"{word} {pair[0]!r} against {pair[1]!r}")
         lengths = [one.stacks for one in (model, lead)]
         if document.slices is None and document.modules is None and not differing and lengths[0] != lengths[1]:
             shown = [", ".join(f"{count} in {stack}" for stack, count in one.items()) or "none" for one in lengths]
             differing.append(f"blocks: {shown[0]} against {shown[1]}")
         if differing:
+            advice = ""
+            if sibling and document.modules is None:
+                advice = (
+                    f". Its text part can be merged with it: name {lead.key!r} as base_model, and list both under "
+                    "modules: {text_decoder: {models: ...}}"
+                )
+            elif _is_text_of(lead, model):
+                advice = (
+                    f". The text part of {model.key!r} can be merged with it: name {model.key!r} as base_model, and "
+                    "list both under modules: {text_decoder: {models: ...}}"
+                )
             yield (
                 f"model {model.key!r} is of another architecture than {lead.key!r} "
-                f"({'; '.join(differing)}): only models of one architecture can be merged"
+                f"({'; '.join(differing)}): only models of one architecture can be merged{advice}"
             )
+
+
+def _is_text_of(model: Input, other: Input) -> bool:
+    """Tell whether a model is what the text part of another one is, which has more parts."""
+    inner = other.config.get("text_config")
+    if not isinstance(inner, Mapping) or isinstance(model.config.get("text_config"), Mapping):
+        return False
+    kind = str(inner.get("model_type"))
+    return model.config.get("model_type") in (kind, _TEXT_PARTS.get(kind))
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -129,6 +167,11 @@ def _tensor_problems(document: MergeDocument, inputs: Mapping[str, Input]) -> It
         advice = ""
         if all(name.endswith(".bias") for name in surplus):
             advice = f"; name {model.key!r} as base_model, whose configuration has these biases"
+        elif any(_EXPERTS.search(name) for name in surplus) and any(_EXPERTS.search(name) for name in lead.tensors):
+            advice = (
+                "; one of them stores the experts of a block in one tensor, and the other each in tensors of its own: "
+                "save both in one form"
+            )
         yield f"model {model.key!r} has {surplus[0]}{more} that {lead.key!r} does not have{where}{advice}"
 
 
