@@ -154,7 +154,10 @@ def root_of(model: PreTrainedModel, path: str) -> tuple[str, PreTrainedModel]:
 def around(
     model: nn.Module, trace: Trace, candidate: Candidate, scope: str
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the modules with parameters that run before, between and after the blocks, relative to `scope`."""
+    """Return the modules with parameters that run before, between and after the blocks, relative to `scope`.
+
+    A norm after the blocks counts without parameters too, unless it runs elsewhere as well.
+    """
     blocks = candidate.path
     inner = blocks.removeprefix(f"{scope}.") if scope else blocks
     ancestors = {scope} | {f"{scope}.{p}".strip(".") for p in _ancestors(inner)}
@@ -170,8 +173,11 @@ def around(
             continue
         if any(parent.startswith(f"{blocks}.") for parent in call.parents):
             continue
-        if not any(True for _ in model.get_submodule(call.path).parameters()):
-            continue
+        module = model.get_submodule(call.path)
+        if not any(True for _ in module.parameters()):
+            norm = number > last and "norm" in type(module).__name__.lower()
+            if not norm or sum(other.path == call.path for other in trace.calls) > 1:
+                continue
         name = call.path.removeprefix(f"{scope}.") if scope else call.path
         groups[0 if number < first else 2 if number > last else 1][name] = None
     twice = set(groups[0]) & set(groups[2])

@@ -57,7 +57,8 @@ def read_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise unknown_type(model_type, where, sorted(CONFIG_MAPPING.keys()))
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(dict(raw))
+        # Infinite limits are written as objects, since JSON has no word for them.
+        config = CONFIG_MAPPING[model_type].from_dict(PretrainedConfig._decode_special_floats(dict(raw)))
     except (TypeError, ValueError, LookupError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ArchitectureError(f"{where}: transformers refuses this configuration: {reason}") from error

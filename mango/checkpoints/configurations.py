@@ -170,7 +170,7 @@ def _check_value(at: str, key: str, value: Any) -> None:
         raise UnsafeFileError(f"{at}: is no name that a parameter can have; remove it")
     _check_text(at, value)
     if isinstance(value, str):
-        if key in ("model_type", "tokenizer_class") and not _IDENTIFIER.fullmatch(value):
+        if key in ("model_type", "tokenizer_class") and value and not _IDENTIFIER.fullmatch(value):
             raise UnsafeFileError(f"{at} is {shown(value)}, which is no name; wanted letters, digits, dots and dashes")
         if key in ("dtype", "torch_dtype"):
             _check_dtype(at, value)

@@ -71,11 +71,26 @@ def pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int)
     assert isinstance(blocks, nn.ModuleList)
     # Blocks are built in the whole model first, so that each has its true index, kind and scale.
     put(base, parts.blocks, nn.ModuleList(list(blocks)[start:stop]))
+    _drop_unreached(base, (*parts.before, parts.blocks, *parts.after), "")
     for part in {id(c): c for c in (own, model.config, getattr(base, "config", own))}.values():
-        if getattr(part, "layer_types", None):
-            part.layer_types = list(part.layer_types)[start:stop]
+        field = part.attribute_map.get("layer_types", "layer_types")
+        computed = isinstance(getattr(type(part), field, None), property)  # follows from the number of blocks
+        if getattr(part, "layer_types", None) and not computed:
+            part.layer_types = list(part.layer_types)[start:stop] or list(part.layer_types)[:1]
         part.num_hidden_layers = max(1, stop - start)  # some divide by it
     return model
+
+
+def _drop_unreached(module: nn.Module, kept: tuple[str, ...], path: str) -> None:
+    """Take out what has weights and is on no way from tokens to blocks, such as a language model's vision tower."""
+    for name, child in list(module.named_children()):
+        here = f"{path}{name}"
+        if here in kept:
+            continue
+        if any(other.startswith(f"{here}.") for other in kept):
+            _drop_unreached(child, kept, f"{here}.")
+        elif next(child.parameters(), None) is not None:
+            setattr(module, name, nn.Identity())
 
 
 def _without_blocks(module: nn.Module, path: str) -> nn.Module:

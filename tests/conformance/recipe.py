@@ -348,6 +348,8 @@ FILLS: dict[str, Any] = {
 """What a default configuration leaves open although its model cannot be built without it."""
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "bert-generation": {"is_decoder": True},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
 }
 """Fields of single model types that no rule by name or value finds."""
