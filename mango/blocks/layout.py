@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,7 @@ def plan_layout(checkpoint: Checkpoint) -> Plan:
     model = build_meta(config, components.task)
     wanted: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
     names, conversions = plan(checkpoint, model)
-    found = _match(checkpoint, wanted, names, components, conversions)
+    found = _match(checkpoint, model, wanted, names, components, conversions)
     return Plan(components, model, found, tuple(c for c in conversions if set(c.shapes) & set(wanted)))
 
 
@@ -145,6 +146,7 @@ def fill_layout(plan: Plan, computed: dict[str, TensorInfo], where: str) -> Layo
 
 def _match(
     checkpoint: Checkpoint,
+    model: PreTrainedModel,
     wanted: dict[str, torch.Tensor],
     names_in_file: dict[str, str],
     components: ComponentMap,
@@ -158,6 +160,7 @@ def _match(
     used: set[str] = {stored for conversion in conversions for _, stored in conversion.sources}
     computed = {name: shape for conversion in conversions for name, shape in conversion.shapes.items()}
     missing: list[str] = []
+    unsaved = set(model._keys_to_ignore_on_save or ())  # tables that the model's constructor computes
     for names in groups.values():
         made = next((name for name in names if name in computed), None)
         if made is not None:
@@ -171,7 +174,8 @@ def _match(
         stored = [place for name in names if (place := _place(names_in_file, name, components)) is not None]
         used.update(stored)
         if not stored:
-            missing.append(names[0])
+            if not any(re.search(pattern, name) for pattern in unsaved for name in names):
+                missing.append(names[0])
             continue
         _refuse_different(checkpoint, stored)
         info = checkpoint.info(stored[0])

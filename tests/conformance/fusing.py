@@ -7,18 +7,29 @@ import json
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from mango.architectures.meta import MODEL_FAILURES
-from mango.architectures.tasks import CAUSAL, MASKED
+from mango.architectures.tasks import CAUSAL, MASKED, SEQ2SEQ
 from mango.blocks import BlockStore, extract
 from mango.checkpoints import ModelSource
 from mango.errors import MangoError
-from mango.fusion import AdapterParams, FusionParams, MolForCausalLM, RouterParams, build_fused
+from mango.fusion import AdapterParams, FusionParams, RouterParams, build_fused
+from mango.fusion.tasks import IMAGES
 from tests.conformance import probe
 from tests.conformance.recipe import HEADS, INNER, POSITIONS, VOCAB, WIDTH
 
@@ -42,7 +53,7 @@ def fused(tiny: Tiny) -> str | None:
             _save(tiny.model, root / "typed")
         except (*MODEL_FAILURES, MangoError) as error:
             return f"not saved by transformers: {one_line(error)}"
-        _save(PARTNERS[tiny.task](len_of(tiny)), root / "plain")
+        _save(PARTNERS[tiny.task](tiny), root / "plain")
         try:
             models = {key: ModelSource(source=str(root / key)) for key in ("typed", "plain")}
             store = extract(models, root / "store", "reference")
@@ -51,7 +62,7 @@ def fused(tiny: Tiny) -> str | None:
         for trunk, expert in (("plain", "typed"), ("typed", "plain")):
             part = "as guest" if expert == "typed" else "as trunk"
             try:
-                problem = _fused(store, trunk, expert, root / f"fused_{trunk}", vocabulary=len_of(tiny), task=tiny.task)
+                problem = _fused(store, trunk, expert, root / f"fused_{trunk}", tiny)
             except (MangoError, *MODEL_FAILURES) as error:
                 return f"not fused {part}: {_without(one_line(error), root)}"
             if problem is not None:
@@ -68,28 +79,50 @@ def _without(text: str, root: Path) -> str:
     return text.replace(f"{root}/", "")
 
 
-def _llama(vocabulary: int) -> PreTrainedModel:
+def _llama(tiny: Tiny) -> PreTrainedModel:
     config = LlamaConfig(
         hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=2, num_attention_heads=HEADS,
-        num_key_value_heads=2, vocab_size=vocabulary, max_position_embeddings=POSITIONS,
+        num_key_value_heads=2, vocab_size=len_of(tiny), max_position_embeddings=POSITIONS,
     )  # fmt: skip
     torch.manual_seed(1)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return probe.shaken(model)
 
 
-def _bert(vocabulary: int) -> PreTrainedModel:
+def _bert(tiny: Tiny) -> PreTrainedModel:
     config = BertConfig(
         hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=2, num_attention_heads=HEADS,
-        vocab_size=vocabulary, max_position_embeddings=POSITIONS, pad_token_id=0,
+        vocab_size=len_of(tiny), max_position_embeddings=POSITIONS, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(1)
     model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
     return probe.shaken(model)
 
 
-PARTNERS = {CAUSAL: _llama, MASKED: _bert}
+def _bart(tiny: Tiny) -> PreTrainedModel:
+    config = BartConfig(
+        d_model=WIDTH, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, vocab_size=len_of(tiny),
+        max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return probe.shaken(BartForConditionalGeneration(config))
+
+
+def _vit(tiny: Tiny) -> PreTrainedModel:
+    _, channels, height, width = tiny.inputs["pixel_values"].shape
+    config = ViTConfig(
+        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=2, num_attention_heads=HEADS,
+        image_size=[height, width], patch_size=max(1, height // 4), num_channels=channels,
+        num_labels=tiny.model.config.num_labels,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return probe.shaken(ViTForImageClassification(config))
+
+
+PARTNERS = {CAUSAL: _llama, MASKED: _bert, SEQ2SEQ: _bart, IMAGES: _vit}
 """What a model of each task is fused with."""
+ONCE = {"type": "simple", "simple": {"prompt": 4}}
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
@@ -100,11 +133,12 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, *, vocabulary: int, task: str) -> str | None:
+def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, tiny: Tiny) -> str | None:
+    task = tiny.task
     model = build_fused(
         store,
         FusionParams.model_validate({"trunk": trunk, "experts": [expert], "task": task}),
-        RouterParams.model_validate(ROUTER),
+        RouterParams.model_validate(ROUTER if task in (CAUSAL, MASKED) else ONCE),
         AdapterParams(type="linear"),
         seed=0,
     )
@@ -112,17 +146,17 @@ def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, *, vocabula
     with torch.no_grad():
         for router in model.iter_routers():
             router.outer.weight.copy_(torch.randn(router.outer.weight.shape, generator=generator) * 0.7)
-    ids = torch.randint(2, vocabulary, (2, 2 * PROMPT), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, :2] = 0
+    inputs, written = _inputs(tiny, generator)
     for routing in ("soft", "hard"):
         model.set_routing(routing)
-        whole = model(ids, attention_mask=mask)
+        with torch.no_grad():
+            whole = model(**inputs)
         if routing == "soft" and not bool((whole.processed > 0).all()):
             return f"experts that were chosen did not run: {whole.processed.tolist()} tokens in each span"
-        if task != CAUSAL:
+        if written is None:
             continue
-        error = _difference(_stepwise(model, ids, mask), whole.logits, mask)
+        mask = inputs["attention_mask"] if written == "input_ids" else torch.ones_like(inputs[written])
+        error = _difference(_stepwise(model, inputs, written), whole.logits, mask)
         if not error <= TOLERANCE:
             return f"{routing} decoding with a cache differs from decoding without by {error:.0e} of the largest logit"
     model.set_routing(None)
@@ -131,22 +165,36 @@ def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, *, vocabula
         warnings.simplefilter("ignore")
         opened = type(model).from_pretrained(folder)
     with torch.no_grad():
-        if not opened(ids, attention_mask=mask).logits.equal(model(ids, attention_mask=mask).logits):
+        if not opened(**inputs).logits.equal(model(**inputs).logits):
             return "saved and opened again, it computes something else"
     return None
 
 
+def _inputs(tiny: Tiny, generator: torch.Generator) -> tuple[dict[str, Tensor], str | None]:
+    """Return the inputs of a fused model, and which of them it decodes step by step, or None."""
+    if tiny.task == IMAGES:
+        return {"pixel_values": tiny.inputs["pixel_values"]}, None
+    ids = torch.randint(2, len_of(tiny), (2, 2 * PROMPT), generator=generator)
+    mask = torch.ones_like(ids)
+    if tiny.task == SEQ2SEQ:
+        mask[1, -2:] = 0
+        target = torch.randint(2, len_of(tiny), (2, 2 * PROMPT), generator=generator)
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": target}, "decoder_input_ids"
+    mask[1, :2] = 0
+    return {"input_ids": ids, "attention_mask": mask}, "input_ids" if tiny.task == CAUSAL else None
+
+
 @torch.no_grad()
-def _stepwise(model: MolForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
-    out = model(ids[:, :PROMPT], attention_mask=mask[:, :PROMPT], use_cache=True)
-    logits = [out.logits]
-    for column in range(PROMPT, ids.shape[1]):
-        out = model(
-            ids[:, column : column + 1],
-            attention_mask=mask[:, : column + 1],
-            past_key_values=out.past_key_values,
-            use_cache=True,
-        )
+def _stepwise(model: Any, inputs: dict[str, Tensor], written: str) -> Tensor:
+    ids = inputs[written]
+    logits: list[Tensor] = []
+    cache: dict[str, Any] = {}
+    for start, stop in [(0, PROMPT), *((column, column + 1) for column in range(PROMPT, ids.shape[1]))]:
+        given = {**inputs, written: ids[:, start:stop]}
+        if written == "input_ids":
+            given["attention_mask"] = inputs["attention_mask"][:, :stop]
+        out = model(**given, **cache, use_cache=True)
+        cache = {"past_key_values": out.past_key_values}
         logits.append(out.logits)
     return torch.cat(logits, 1)
 

@@ -350,6 +350,7 @@ FILLS: dict[str, Any] = {
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "bert-generation": {"is_decoder": True},
+    **{name: {"decoder_start_token_id": 0} for name in ("longt5", "mt5", "switch_transformers", "t5", "umt5")},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
 }
 """Fields of single model types that no rule by name or value finds."""

@@ -23,7 +23,8 @@ the file is written by that command. `mango architectures` prints the same.
 - **guest**: the blocks of the main stack can run in another model: their stream has one shape, and no other argument
   of theirs changes when their model runs on zero inputs without its blocks.
 - **fused**: fused with a plain model for the same task, as guest and as trunk, every expert ran, and saving and opening
-  changed nothing: causal language models with a llama, masked ones with a BERT.
+  changed nothing: causal language models with a llama, masked ones with a BERT, encoder-decoder models with a BART,
+  image classifiers with a ViT.
 - **cached decode**: so fused, decoding with a cache equals decoding without, softly and hard routed.
 
 {summary}

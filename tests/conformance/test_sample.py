@@ -60,7 +60,7 @@ def test_what_is_not_supported_has_a_reason() -> None:
 def test_asking_for_what_is_not_supported_gives_the_tables_reason(tmp_path: Path) -> None:
     tiny = build("cpmant")
     fusing._save(tiny.model, tmp_path / "typed")
-    fusing._save(fusing._llama(fusing.len_of(tiny)), tmp_path / "plain")
+    fusing._save(fusing._llama(tiny), tmp_path / "plain")
     models = {name: ModelSource(source=str(tmp_path / name)) for name in ("typed", "plain")}
     store = extract(models, tmp_path / "store", "reference")
     assert store.load_block("typed", 1) is not None
