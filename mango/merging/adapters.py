@@ -12,19 +12,25 @@ from mango.checkpoints import Checkpoint, read_json
 from mango.checkpoints.headers import read_header
 from mango.errors import CheckpointError, MergeError
 from mango.merging.names import translation
-from mango.merging.tensor_sources import Adapted, LowRank, Stored, TensorSource
+from mango.merging.tensor_sources import Adapted, LowRank, Replaced, Shifted, Stored, TensorSource
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_PART = re.compile(r"^(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.\w+)?(\.weight)?$")
+_PART = re.compile(r"^(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.(?!bias$)\w+)?(\.weight)?$")
+_BIAS = re.compile(r"^(?P<path>.+)\.lora_(?P<part>B)(\.\w+)?\.bias$")
+_LENGTHS = re.compile(r"^(?P<path>.+)\.lora_(?P<part>magnitude_vector)(\.\w+)?(\.weight)?$")
 _REFUSED = {
-    "use_dora": "DoRA rescales the sum by a learned length, which is not LoRA",
     "use_qalora": "its matrices belong to a quantised weight",
     "megatron_config": "its matrices are split over processes",
     "trainable_token_indices": "it replaces single embeddings",
     "target_parameters": "it changes parameters that are no layers' weights",
+    "alora_invocation_tokens": "it works behind some tokens alone",
+    "arrow_config": "it chooses between adapters while it runs",
+    "use_bdlora": "its matrices are split in blocks",
 }
+_STARTS_IN_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to start training that take a part out of the model's weights, which the adapter does not hold."""
 
 
 def find_adapter(reference: str, revision: str | None, cache: Path | None) -> Path:
@@ -83,19 +89,10 @@ def adapted(tensors: Mapping[str, TensorSource], folder: Path) -> dict[str, Tens
     _check_kind(folder, config)
     checkpoint = Checkpoint(folder, read_header(folder / WEIGHTS_NAME))
     parts, whole = _sorted(folder, checkpoint)
-    weights = [f"{path}.weight" for path in parts]
-    places = translation([*weights, *whole], list(tensors))
+    changed = [f"{path}.{kind}" for path, found in parts.items() for kind in _KINDS if _changes(kind, found)]
+    places = translation([*changed, *whole], list(tensors))
     result, problems = dict(tensors), []
-    for path, found in parts.items():
-        name = places[f"{path}.weight"]
-        if name not in tensors:
-            problems.append(f"{folder}: changes {path}.weight, which the model does not have")
-            continue
-        try:
-            result[name] = _added(folder, config, path, found, tensors[name])
-        except MergeError as error:
-            problems.append(str(error))
-    for name, source in whole.items():
+    for name, source in whole.items():  # first, since an embedding may be stored whole beside what is added to it
         target = places[name]
         if target not in tensors or tensors[target].shape != source.shape:
             shape = list(tensors[target].shape) if target in tensors else "nothing"
@@ -103,10 +100,26 @@ def adapted(tensors: Mapping[str, TensorSource], folder: Path) -> dict[str, Tens
                 f"{folder}: holds a whole {name} of {list(source.shape)}; the model has {shape} of that name"
             )
         else:
-            result[target] = source
+            result[target] = Replaced(target, source.dtype, source.shape, source, tensors[target].kept_dtype)
+    for path, found in parts.items():
+        for kind, change in _KINDS.items():
+            if not _changes(kind, found):
+                continue
+            name = places[f"{path}.{kind}"]
+            if name not in tensors:
+                problems.append(f"{folder}: changes {path}.{kind}, which the model does not have")
+                continue
+            try:
+                result[name] = change(folder, config, path, found, result[name])
+            except MergeError as error:
+                problems.append(str(error))
     if problems:
         raise MergeError("\n".join(problems))
     return result
+
+
+def _changes(kind: str, found: Mapping[str, TensorSource]) -> bool:
+    return kind == "weight" or "bias" in found
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
@@ -115,8 +128,12 @@ def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise MergeError(f"{folder}: {CONFIG_NAME} has {key}: {reason}; merge it into its model with peft first")
-    if config.get("bias", "none") != "none":
-        raise MergeError(f"{folder}: trains biases ({config['bias']!r}); merge it into its model with peft first")
+    start = str(config.get("init_lora_weights"))
+    if start.startswith(_STARTS_IN_WEIGHTS):
+        raise MergeError(
+            f"{folder}: {CONFIG_NAME} has init_lora_weights: {start}, which takes a part out of the model's weights "
+            "that the adapter does not hold; merge it into its model with peft first"
+        )
     if config.get("layer_replication"):
         raise MergeError(f"{folder}: repeats layers; merge it into its model with peft first")
 
@@ -127,7 +144,10 @@ def _sorted(folder: Path, checkpoint: Checkpoint) -> tuple[dict[str, dict[str, T
     whole: dict[str, TensorSource] = {}
     for info in checkpoint.infos():
         name = info.name.removeprefix(_PREFIX)
-        if found := _PART.match(name):
+        if found := _BIAS.match(name) or _LENGTHS.match(name):
+            kind = "bias" if found["part"] == "B" else "lengths"
+            parts.setdefault(found["path"], {})[kind] = Stored.of(checkpoint, info)
+        elif found := _PART.match(name):
             kind = ("embedding_" if found["embedding"] else "") + found["part"]
             parts.setdefault(found["path"], {})[kind] = Stored.of(checkpoint, info)
         elif "lora_" in name:
@@ -152,10 +172,28 @@ def _added(
     shape = wanted[::-1] if transposed or embedding else wanted
     if weight.shape != shape:
         raise MergeError(f"{folder}: changes {path} as {list(shape)}; the model's weight is {list(weight.shape)}")
-    rank = down.shape[0]
+    lengths = found.get("lengths")
+    if lengths is not None and (embedding or lengths.num_elements != wanted[0]):
+        raise MergeError(f"{folder}: scales {path} to lengths of {list(lengths.shape)}: only rows of a layer have them")
+    if bool(config.get("use_dora")) != (lengths is not None):
+        words = "no lengths" if lengths is None else "lengths"
+        raise MergeError(f"{folder}: {path} has {words}, and use_dora is {bool(config.get('use_dora'))}")
+    change = LowRank(down, up, _scale(config, path, down.shape[0]), transposed, embedding, lengths)
+    return Adapted(weight.name, "F32", weight.shape, weight, change)
+
+
+def _shifted(
+    folder: Path, config: Mapping[str, Any], path: str, found: Mapping[str, TensorSource], bias: TensorSource
+) -> TensorSource:
+    change, down = found["bias"], found.get("A")
+    if down is None or change.shape != bias.shape:
+        raise MergeError(f"{folder}: changes the bias of {path} as {list(change.shape)}; it is {list(bias.shape)}")
+    return Shifted(bias.name, "F32", bias.shape, bias, change, _scale(config, path, down.shape[0]))
+
+
+def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     alpha = float(_matched(config.get("alpha_pattern"), path, config.get("lora_alpha", rank)))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Adapted(weight.name, "F32", weight.shape, weight, LowRank(down, up, scale, transposed, embedding))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _matched(patterns: Any, path: str, default: Any) -> Any:
@@ -163,3 +201,7 @@ def _matched(patterns: Any, path: str, default: Any) -> Any:
         if re.match(rf"(.*\.)?({pattern})$", path):
             return value
     return default
+
+
+_KINDS = {"weight": _added, "bias": _shifted}
+"""What an adapter may add to in a layer, and how."""

@@ -137,6 +137,7 @@ class LowRank:
         scale: factor of the product.
         transposed: the weight is stored as ``[width_in, width_out]``.
         embedding: the weight is an embedding, whose matrices are stored transposed.
+        lengths: what the rows of the sum are scaled to, ``[width_out]`` (DoRA), or None.
     """
 
     down: TensorSource
@@ -144,6 +145,7 @@ class LowRank:
     scale: float
     transposed: bool = False
     embedding: bool = False
+    lengths: TensorSource | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ class Adapted(TensorSource):
     """A weight with a LoRA adapter added to it, computed and kept in float32 so that it is rounded only once.
 
     Source:
-        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), arXiv:2106.09685, equation 3.
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), arXiv:2106.09685, equation 3; with
+        lengths Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation" (2024), arXiv:2402.09353, equation 5.
     """
 
     weight: TensorSource
@@ -163,7 +166,12 @@ class Adapted(TensorSource):
         product = (up @ down).mul_(self.change.scale)
         if self.change.transposed or self.change.embedding:
             product = product.T
-        return product.contiguous().view(self.shape).add_(self.weight.load())
+        total = product.contiguous().view(self.shape).add_(self.weight.load())
+        if self.change.lengths is None:
+            return total
+        rows = total.T if self.change.transposed else total  # of [width_out, width_in]
+        rows.mul_((self.change.lengths.load().float() / torch.linalg.vector_norm(rows, dim=1))[:, None])
+        return total
 
     @property
     def kept_dtype(self) -> str:
@@ -178,8 +186,70 @@ class Adapted(TensorSource):
 
     @property
     def read_bytes(self) -> int:
-        """All three parts."""
-        return sum(part.read_bytes for part in (self.weight, self.change.down, self.change.up))
+        """All parts."""
+        parts = [self.weight, self.change.down, self.change.up]
+        return total_read([*parts, *(() if self.change.lengths is None else (self.change.lengths,))])
+
+
+@dataclass(frozen=True)
+class Shifted(TensorSource):
+    """A bias with a multiple of an adapter's own bias added to it, in float32.
+
+    Attributes:
+        bias: the model's.
+        change: the adapter's.
+        scale: factor of the latter.
+    """
+
+    bias: TensorSource
+    change: TensorSource
+    scale: float
+
+    def load(self) -> torch.Tensor:
+        """Return both added."""
+        return self.change.load().float().mul(self.scale).add_(self.bias.load())
+
+    @property
+    def kept_dtype(self) -> str:
+        """That of the model's bias."""
+        return self.bias.kept_dtype
+
+    @property
+    def read_bytes(self) -> int:
+        """Both."""
+        return total_read([self.bias, self.change])
+
+
+@dataclass(frozen=True)
+class Replaced(TensorSource):
+    """A tensor of an adapter that takes the place of a model's own, and is written in the type of that one.
+
+    Attributes:
+        source: the adapter's.
+        written: type of the model's own.
+    """
+
+    source: TensorSource
+    written: str
+
+    def load(self) -> torch.Tensor:
+        """Load the adapter's tensor."""
+        return self.source.load()
+
+    @property
+    def kept_dtype(self) -> str:
+        """That of the model's own tensor."""
+        return self.written
+
+    @property
+    def held_bytes(self) -> int:
+        """What the adapter's tensor holds."""
+        return self.source.held_bytes
+
+    @property
+    def read_bytes(self) -> int:
+        """The adapter's tensor."""
+        return self.source.read_bytes
 
 
 @dataclass(frozen=True)
