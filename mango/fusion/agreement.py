@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from mango.architectures import ComponentMap, capture_block_calls
+from mango.architectures import ComponentMap, capture_block_calls, describe
 from mango.architectures.meta import MODEL_FAILURES
 from mango.architectures.tasks import CAUSAL, SEQ2SEQ, class_for
 from mango.blocks import BlockStore
@@ -44,9 +44,10 @@ def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
     layout = model.layout
     dtype = next(model.parameters()).dtype
     for name in sorted({expert.source for expert in layout.experts}):
-        parts = store.model(name).architecture
+        config = model.config.source_config(name)
+        parts = describe(config, model.config.source_task)
         try:
-            source = _open(store, name, dtype, model.config.source_config(name))
+            source = _open(store, name, dtype, config, parts)
             trace = _trace(source, parts)
             for number, expert in enumerate(layout.experts):
                 fused = model.experts[number]
@@ -72,8 +73,9 @@ def _trace(source: PreTrainedModel, parts: ComponentMap) -> _Trace | EncoderTrac
     return Seq2SeqTrace(source, parts) if parts.task == SEQ2SEQ else EncoderTrace(source, parts)
 
 
-def _open(store: BlockStore, name: str, dtype: torch.dtype, config: PretrainedConfig) -> PreTrainedModel:
-    parts = store.model(name).architecture
+def _open(
+    store: BlockStore, name: str, dtype: torch.dtype, config: PretrainedConfig, parts: ComponentMap
+) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(include_buffers=False):
         model_class: Any = class_for(config, parts.task)
         model: PreTrainedModel = model_class._from_config(config)

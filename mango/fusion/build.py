@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from mango.architectures import ComponentMap
-from mango.architectures.tasks import SEQ2SEQ
+from mango.architectures import ComponentMap, build_meta, describe
+from mango.architectures.tasks import CAUSAL, MASKED, SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
@@ -44,7 +45,11 @@ def build_fused(
             their own what they compute inside it.
     """
     names = sorted({fusion.trunk, *(expert.model for expert in fusion.experts)})
+    configs = {name: store.config(name) for name in names}
     maps: dict[str, ComponentMap] = {name: store.model(name).architecture for name in names}
+    for name in names:
+        if fusion.task == CAUSAL and maps[name].task == MASKED:
+            configs[name], maps[name] = as_decoder(configs[name], maps[name], name)
     for name in names:
         if maps[name].task != SOURCE_TASKS[fusion.task]:
             raise ArchitectureError(
@@ -56,10 +61,10 @@ def build_fused(
     _check_classes(store, fusion, names)
     _check_tokenizers(store, fusion.trunk, names)
     layout = make_layout(fusion, maps)
-    trunk = store.config(fusion.trunk)
+    trunk = configs[fusion.trunk]
     text = trunk.get_text_config()
     config = MolConfig(
-        sources=source_configs({name: store.config(name) for name in names}),
+        sources=source_configs(configs),
         layout=layout.to_dict(),
         router=router.model_dump(mode="json"),
         adapter=adapter.model_dump(mode="json"),
@@ -113,6 +118,35 @@ def _fill(model: MolPreTrainedModel, weights: dict[str, Tensor]) -> None:
         if target.shape != tensor.shape:
             raise ArchitectureError(f"{name}: stored as {list(tensor.shape)}, wanted {list(target.shape)}")
         target.copy_(tensor)
+
+
+def as_decoder(config: PretrainedConfig, parts: ComponentMap, name: str) -> tuple[PretrainedConfig, ComponentMap]:
+    """Return an encoder's configuration and map as those of a decoder of the same weights, masked causally.
+
+    Args:
+        config: the encoder's configuration; it is not changed.
+        parts: the encoder's map.
+        name: of the model, for messages.
+
+    Raises:
+        ArchitectureError: its architecture has no causal form, so its blocks would see the future.
+    """
+    if class_for(config, CAUSAL) is not None and hasattr(config, "is_decoder"):
+        decoder = deepcopy(config)
+        decoder.is_decoder, decoder.architectures = True, None
+        found = describe(decoder, CAUSAL)
+        if (found.blocks_path, found.num_blocks, found.width) == (parts.blocks_path, parts.num_blocks, parts.width):
+            table = build_meta(decoder, CAUSAL).get_submodule(found.embeddings.rpartition(".")[0])
+            if not hasattr(table, "create_position_ids_from_input_ids"):
+                return decoder, found
+            raise ArchitectureError(
+                f"fusion: {name!r} ({parts.architecture}) counts its positions from its padding token on and not from "
+                "0, so it cannot be a causal expert; fuse it with fusion.task masked-lm"
+            )
+    raise ArchitectureError(
+        f"fusion: {name!r} ({parts.architecture}) is for {parts.task}, and fusion.task is {CAUSAL}: its blocks see "
+        "what follows a token, and its architecture has no causal form; fuse it with fusion.task masked-lm"
+    )
 
 
 def _of_task(task: str, trunk: PretrainedConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mango.architectures import ComponentMap
 from mango.fusion.adapters import Adapter
+from mango.fusion.encoder_shells import EncoderTail
 from mango.fusion.layout import Expert
 from mango.fusion.params import AdapterParams
 from mango.fusion.registries import ADAPTERS
@@ -32,6 +33,17 @@ class Shells:
     tail: type[Tail]
     headed: bool = True
     encoder: type[SourceEncoder] | None = None
+
+    def tail_of(self, config: Any, parts: ComponentMap) -> Tail:
+        """Return the final norm and head of a source model.
+
+        Args:
+            config: its configuration.
+            parts: where it keeps its parts.
+        """
+        # A head of several layers, like BERT's, has to get its states at its beginning.
+        layered = parts.head is not None and "." in parts.head and not parts.after
+        return EncoderTail(config, parts) if layered and self.tail is Tail else self.tail(config, parts)
 
     def own_tail(self, expert: Expert, parts: ComponentMap, last: int, *, anchor: bool) -> bool:
         """Tell whether an expert ends in its own norm and head.
@@ -80,7 +92,7 @@ class FusedExpert(nn.Module):
             shells.body(config, parts, span.start, span.stop, front=front)
             for span, front in zip(expert.spans, self.fronts, strict=True)
         )
-        self.tail = shells.tail(config, parts) if self.own_tail else None
+        self.tail = shells.tail_of(config, parts) if self.own_tail else None
         make = ADAPTERS[adapter.type]
         chosen = adapter.chosen()
 

@@ -47,6 +47,13 @@ class _Zeros(nn.Module):
         return torch.zeros(1, 1, self.width, device=ids.device)
 
 
+class _Same(nn.Module):
+    """Returns the states that it is given, first or by name, among whatever else."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else kwargs["inputs_embeds"]
+
+
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module in the place of another."""
     parent, _, name = path.rpartition(".")
@@ -105,7 +112,7 @@ def _without_blocks(module: nn.Module, path: str) -> nn.Module:
 def _drop_before(base: nn.Module, parts: ComponentMap) -> None:
     for path in parts.before:
         module = base.get_submodule(path)
-        put(base, path, _Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else nn.Identity())
+        put(base, path, _Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else _Same())
 
 
 class Body(GradientCheckpointingLayer):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mango.auto import AUTO_CLASSES
 from mango.evaluation.report_words import KINDS, describe, verdict_of
 from mango.evaluation.schema import System, Units
 from mango.packaging.manifest import PackageManifest, Parent
@@ -23,17 +24,36 @@ _ROUTERS = {
 
 _USAGE = """```python
 import mango  # lets transformers open the fused architecture
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 folder = "path/to/{name}"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-inputs = tokenizer("def main():", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+model = {auto}.from_pretrained(folder)
+{call}
 ```
 
 `mango.packaging.open_package(folder)` does the same after it has checked every file against `mango.json`.
 """
+
+_CALLS = {
+    "causal-lm": """inputs = tokenizer("def main():", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))""",
+    "seq2seq-lm": """inputs = tokenizer("def main():", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))""",
+    "masked-lm": """inputs = tokenizer(f"def {tokenizer.mask_token}():", return_tensors="pt")
+print(tokenizer.decode(model(**inputs).logits[0].argmax(-1)))""",
+    "sentence-embedding": """inputs = tokenizer(["one text", "another"], return_tensors="pt", padding=True)
+print(model(**inputs).pooler_output @ model(**inputs).pooler_output.T)  # cosines""",
+}
+"""What a model of each task is asked, in the example of its card."""
+
+_TAGS = {
+    "masked-lm": "fill-mask",
+    "sentence-embedding": "sentence-similarity",
+    "seq2seq-lm": "text2text-generation",
+    "image-classification": "image-classification",
+}
+"""What model hubs call each task; a causal language model is for text generation."""
 
 _LIMITS = """- The figures above were measured on the test split of this corpus. They say nothing about other text.
 - The model repeats what its parents learned, their errors and biases included. It was not tuned to follow
@@ -58,7 +78,7 @@ def model_card(manifest: PackageManifest, *, units: Units, licence: str | None) 
     sections = [
         _front_matter(manifest, licence),
         f"# {_prose(manifest.name)}\n\n{' '.join(verdict_of(summary.headline, units))}\n",
-        f"## Use\n\n{_USAGE.format(name=manifest.name)}",
+        f"## Use\n\n{_usage(manifest)}",
         f"## Evaluation\n\n{_evaluation(systems, units)}",
         f"## Router\n\n{_router(manifest.parameters)}",
         f"## Parents\n\n{_parents(manifest.parents)}",
@@ -67,6 +87,17 @@ def model_card(manifest: PackageManifest, *, units: Units, licence: str | None) 
         f"## Provenance\n\n{_provenance(manifest)}",
     ]
     return "\n".join(sections)
+
+
+def _usage(manifest: PackageManifest) -> str:
+    task = _task(manifest)
+    return _USAGE.format(name=manifest.name, auto=AUTO_CLASSES[task], call=_CALLS.get(task, "print(model)"))
+
+
+def _task(manifest: PackageManifest) -> str:
+    """Return what the packaged model is for."""
+    fusion = manifest.parameters.get("fusion")
+    return str(fusion.get("task", "causal-lm")) if isinstance(fusion, dict) else "causal-lm"
 
 
 def package_licence(parents: Sequence[Parent]) -> str:
@@ -82,7 +113,7 @@ def _front_matter(manifest: PackageManifest, licence: str | None) -> str:
     data: dict[str, Any] = {
         "license": licence.lower() if licence else package_licence(manifest.parents),
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _TAGS.get(_task(manifest), "text-generation"),
         "base_model": list(dict.fromkeys(parent.source for parent in manifest.parents)),
         "base_model_relation": "merge",
         "tags": ["mango", "model-fusion", "mixture-of-experts", "merge"],

@@ -36,19 +36,28 @@ TOKEN = {"type": "token", "token": {"window": 3}}
 
 def store_of(root: Path, configs: Mapping[str, PretrainedConfig], task: str) -> BlockStore:
     """Write each model with random weights, and extract all of them."""
-    for seed, (name, config) in enumerate(configs.items()):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model_class: Any = class_for(config, task)
-            model: PreTrainedModel = model_class(config)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(torch.randn_like(parameter) * 0.05)
-        model.save_pretrained(root / name)
-        vocabulary = {f"t{number}": number for number in range(VOCAB)}
-        tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
-        (root / name / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return extract({name: ModelSource(source=str(root / name)) for name in configs}, root / "store", "reference")
+    return extract(
+        {name: ModelSource(source=str(save_head(root / name, config, task, seed=seed)))
+         for seed, (name, config) in enumerate(configs.items())},
+        root / "store",
+        "reference",
+    )  # fmt: skip
+
+
+def save_head(folder: Path, config: PretrainedConfig, task: str, *, seed: int) -> Path:
+    """Write a model with random weights and the small tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model_class: Any = class_for(config, task)
+        model: PreTrainedModel = model_class(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    vocabulary = {f"t{number}": number for number in range(VOCAB)}
+    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
 
 
 def fuse_heads(

@@ -146,8 +146,8 @@ def test_routers_that_cannot_decide_there(store: BlockStore, task: str, router: 
 
 
 def test_what_is_refused(store: BlockStore) -> None:
-    with pytest.raises(ArchitectureError, match=r"'bert' .* is for masked-lm, and fusion\.task is causal-lm"):
-        fuse_heads(store, "causal-lm", "bert", ["sister"])
+    with pytest.raises(ArchitectureError, match=r"'bert' .* is for masked-lm, and fusion\.task is seq2seq-lm"):
+        fuse_heads(store, "seq2seq-lm", "bert", ["sister"])
     model = fuse_heads(store, "masked-lm", "bert", ["sister"])
     for arguments in ({"inputs_embeds": torch.zeros(1, 2, 32)}, {}):
         with pytest.raises(ConfigError, match="takes input_ids, not inputs_embeds"):

@@ -92,3 +92,19 @@ def test_parameters_without_a_router_are_said(fused: Path, facts: dict[str, Any]
     facts["parameters"] = {"seed": 0}
     package = build_package(fused, fused.parent / "package", **facts)
     assert "name no router" in (package / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("masked-lm", "AutoModelForMaskedLM"),
+        ("sentence-embedding", "pooler_output"),
+        ("seq2seq-lm", "AutoModelForSeq2SeqLM"),
+    ],
+)
+def test_the_example_is_that_of_the_task(fused: Path, facts: dict[str, Any], task: str, words: str) -> None:
+    facts["parameters"] = {"seed": 0, "fusion": {"task": task}}
+    card = (build_package(fused, fused.parent / "package", **facts) / "README.md").read_text()
+    assert words in card
+    assert "AutoModelForCausalLM" not in card
+    assert front_matter(card)["pipeline_tag"] != "text-generation"
