@@ -79,9 +79,14 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) 
     return shared / "migrated" / "mlflow.db"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["MANGO_CACHE"] = str(tmp_path_factory.getbasetemp() / "mango-cache")  # never that of the user
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
+    for name in set(os.environ) - {"MANGO_CACHE"}:
         if name.startswith(("MANGO_", "DVC_", "MLFLOW_RUN", "MLFLOW_TRACKING", "MLFLOW_EXPERIMENT")):
             monkeypatch.delenv(name)
 
