@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 # The stages run `python` of this environment, activated or not.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help conformance demo test lint types docs lock ui fuzz attack chaos
+.PHONY: help conformance outlines demo test lint types docs lock ui fuzz attack chaos
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ docs: $(STAMP)  ## write the parameter reference from the schemas, and check lin
 
 conformance: $(STAMP)  ## check every architecture of the installed transformers; writes docs/architectures.md and the package's JSON
 	$(BIN)/python -m tests.conformance --write
+
+outlines: $(STAMP)  ## learn anew what lets models be extracted from headers alone; writes the package's outlines.json
+	$(BIN)/python -m tests.conformance.outlines --write
 
 lock:  ## write constraints.txt anew from the newest releases
 	rm -rf build/lock
