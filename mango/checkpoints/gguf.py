@@ -35,14 +35,7 @@ def convert_gguf(file: Path, cache: Path) -> Path:
         CheckpointError: the ``gguf`` package is missing, the file is no GGUF file, or transformers cannot read it.
     """
     file = Path(file)
-    with writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as stream:
-            magic = stream.read(len(_MAGIC))
-    if magic != _MAGIC:
-        raise CheckpointError(f"{file}: does not start as a GGUF file does; download it again")
-    if importlib.util.find_spec("gguf") is None:
-        raise CheckpointError(f"{file}: reading GGUF files needs the gguf package; run: pip install gguf")
+    check_gguf(file, cache)
     folder = cache / "gguf" / f"v{_LAYOUT_VERSION}-{sha256_file(file)}"
     with writing(folder):
         folder.parent.mkdir(exist_ok=True)
@@ -55,7 +48,24 @@ def convert_gguf(file: Path, cache: Path) -> Path:
     return folder
 
 
-def _stored_type(file: Path) -> torch.dtype:
+def check_gguf(file: Path, cache: Path) -> None:
+    """Refuse what is no GGUF file or cannot be read here, and make the cache.
+
+    Raises:
+        CheckpointError: the ``gguf`` package is missing, or the file is no GGUF file.
+    """
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") as stream:
+            magic = stream.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise CheckpointError(f"{file}: does not start as a GGUF file does; download it again")
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError(f"{file}: reading GGUF files needs the gguf package; run: pip install gguf")
+
+
+def stored_type(file: Path) -> torch.dtype:
+    """Return the type in which most of a GGUF file's elements are kept here, as its header tells."""
     import torch
     from gguf import GGMLQuantizationType, GGUFReader
 
@@ -78,7 +88,7 @@ def _convert(file: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        dtype = _stored_type(file)
+        dtype = stored_type(file)
         loading: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True, **_plain_weights()
         )

@@ -75,7 +75,7 @@ def resolve(source: ModelSource, cache: Path | None = None, policy: Policy | Non
                 "if the Hub repository of that name is meant"
             )
         if source.gguf_file is not None:
-            return convert_gguf(_inside(path, source.gguf_file), cache or default_cache())
+            return convert_gguf(gguf_inside(path, source.gguf_file), cache or default_cache())
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path}: holds no config.json, so it is no model folder")
         return _weights_of(path, tier_of(_place(path), policy, sha256_file), cache)
@@ -148,7 +148,12 @@ def _weights_of(folder: Path, tier: Tier, cache: Path | None) -> Path:
     return convert_pickles(folder, cache or default_cache(), tier=tier)
 
 
-def _inside(folder: Path, name: str) -> Path:
+def gguf_inside(folder: Path, name: str) -> Path:
+    """Return the path of a GGUF file in a folder.
+
+    Raises:
+        CheckpointError: it lies outside, or is not there.
+    """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"{folder}: gguf_file {name!r} lies outside of it")
@@ -178,13 +183,13 @@ def _from_hub(source: ModelSource, cache: Path | None, policy: Policy) -> Path:
     if source.gguf_file is None:
         place = _place(folder, source.source)
     else:
-        file = _inside(folder, source.gguf_file)
+        file = gguf_inside(folder, source.gguf_file)
         place = Place(hub=source.source, path=folder, commit=folder.name, weights=(file,))
     tier = tier_of(place, policy, sha256_file)
     if tier is Tier.COMMUNITY and not pinned:
         _refuse_unpinned(source)
     if source.gguf_file is not None:
-        return convert_gguf(_inside(folder, source.gguf_file), cache or default_cache())
+        return convert_gguf(gguf_inside(folder, source.gguf_file), cache or default_cache())
     return _weights_of(folder, tier, cache)
 
 

@@ -181,7 +181,7 @@ def merge_into_one(
 def _local(
     document: MergeDocument, planned: MergePlan, models: Mapping[str, ModelValue] | None, cache: Path | None
 ) -> MergePlan:
-    return plan(document, models, cache=cache, download=True) if planned.remote else planned
+    return plan(document, models, cache=cache, download=True) if planned.unread else planned
 
 
 def _is_whole(place: Path) -> bool:

@@ -134,7 +134,7 @@ def merge(
     devices = parse_devices(device)
     ready = plan(document, models, cache=cache)
     check_output(ready, out)
-    if ready.remote:
+    if ready.unread:
         ready = plan(document, models, cache=cache, download=True)
     return merge_plan(
         ready,

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from mango.checkpoints import Checkpoint, ModelSource, resolve
+from mango.checkpoints import Checkpoint, ModelSource, default_cache, resolve
 from mango.checkpoints.configurations import BOUNDS, CODE_KEYS, CONFIG_NAME
 from mango.checkpoints.documents import read_json
+from mango.checkpoints.gguf_outline import gguf_file_of, outline_gguf
 from mango.checkpoints.names import check_inside
 from mango.errors import MangoError, MergeError
 from mango.merging.adapters import adapted, find_adapter
@@ -28,7 +29,7 @@ from mango.merging.names import (
 from mango.merging.quantised import dequantised
 from mango.merging.references import Reference, parse_reference
 from mango.merging.remote import is_hub_id, open_remote
-from mango.merging.tensor_sources import Held, Renamed, Stored, TensorSource
+from mango.merging.tensor_sources import Held, Remote, Renamed, Stored, TensorSource
 from mango.merging.vocabularies import Vocabulary
 
 ModelValue = ModelSource | Path | str | Mapping[str, torch.Tensor] | torch.nn.Module
@@ -72,6 +73,7 @@ class Input:
         left_out: names of tensors that no architecture reads.
         vocabulary: its tokenizer, if it has one.
         remote: its weights are still on the Hub.
+        unread: its headers alone are known, and it is opened again before weights are read.
         notes: what a person should know.
         nested: what makes it, for a document inside the document.
     """
@@ -87,6 +89,7 @@ class Input:
     left_out: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
     remote: bool = False
+    unread: bool = False
     notes: tuple[str, ...] = ()
     nested: Any = None
     adapter: Path | None = None
@@ -183,7 +186,12 @@ def _open(text: str, models: Mapping[str, ModelValue], cache: Path | None, downl
 def _from_source(key: str, source: ModelSource, cache: Path | None, download: bool) -> Input:
     remote = False
     tensors: dict[str, TensorSource]
-    if not download and is_hub_id(source):
+    file = None if download else gguf_file_of(source)
+    if file is not None:
+        folder, outline = outline_gguf(file, cache or default_cache())
+        config = read_config(folder)
+        tensors = {name: Remote.of(name, dtype, shape) for name, (dtype, shape) in outline.items()}
+    elif not download and is_hub_id(source):
         folder, config, tensors, remote = open_remote(source, cache)
     else:
         folder = resolve(source, cache)
@@ -209,6 +217,7 @@ def _from_source(key: str, source: ModelSource, cache: Path | None, download: bo
         left_out=left_out,
         vocabulary=Vocabulary.of(folder),
         remote=remote,
+        unread=remote or file is not None,
         notes=tuple(f"model {key!r}: {note}" for note in notes),
     )
 

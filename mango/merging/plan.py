@@ -114,9 +114,9 @@ class MergePlan:
         return tuple(dict.fromkeys(tensor.method for tensor in self.tensors if tensor.method != COPY))
 
     @property
-    def remote(self) -> bool:
-        """Whether weights of some model are still on the Hub."""
-        return any(model.remote for model in self.all_inputs())
+    def unread(self) -> bool:
+        """Whether of some model the headers alone are known, so that it is planned again before weights are read."""
+        return any(model.unread for model in self.all_inputs())
 
     def all_inputs(self) -> Iterator[Input]:
         """Yield every model, those inside nested documents included, each place once."""
@@ -227,7 +227,7 @@ def _as_input(inner: MergePlan) -> Input:
         tensors=dict(sorted(tensors.items())),
         tied=inner.tied,
         vocabulary=inner.vocabulary,
-        remote=inner.remote,
+        unread=inner.unread,
         notes=inner.notes,
         nested=inner,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,13 +84,18 @@ class Stored(TensorSource):
 
 @dataclass(frozen=True)
 class Remote(TensorSource):
-    """A tensor whose header is known and whose bytes are still on the Hub: enough for a plan."""
+    """A tensor whose header is known and whose bytes are on the Hub or in a file of another form: enough to plan."""
 
     num_bytes: int
 
+    @classmethod
+    def of(cls, name: str, dtype: str, shape: tuple[int, ...]) -> Remote:
+        """Return the source of a tensor by its header."""
+        return cls(name, dtype, shape, math.prod(shape) * item_bytes(dtype))
+
     def load(self) -> torch.Tensor:
         """Refuse: a plan made of headers is opened again after the download."""
-        raise AssertionError(f"{self.name} was not downloaded")
+        raise AssertionError(f"{self.name} was not opened with its weights")
 
     @property
     def read_bytes(self) -> int:

@@ -20,6 +20,7 @@ NEW_FOLDER = "into a new folder of replace_folder, which makes it durable"
 TEMPORARY = "a temporary folder, of which nothing is kept"
 ALLOWED = {
     "mango/checkpoints/gguf.py:_convert": NEW_FOLDER,
+    "mango/checkpoints/gguf_outline.py:_write_small_files": NEW_FOLDER,
     "mango/packaging/build.py:_copy": NEW_FOLDER,
     "mango/packaging/build.py:_link": NEW_FOLDER,
     "mango/training/controls.py:save_ordinary": NEW_FOLDER,
