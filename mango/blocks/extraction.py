@@ -25,6 +25,7 @@ from mango.checkpoints import (
     TensorInfo,
     check_hashes,
     copy_tokenizer,
+    has_tokenizer,
     replace_folder,
     resolve,
     tokenizer_sha256,
@@ -132,7 +133,7 @@ def _extract_model(name: str, source: ModelSource, folder: Path, out: Path, mode
         mode=mode,
         architecture=layout.components,
         config=checkpoint.config(),
-        tokenizer_sha256=tokenizer_sha256(home),
+        tokenizer_sha256=tokenizer_sha256(home) if has_tokenizer(home) else None,
         blocks=blocks,
         edges=edges,
         edges_sha256=_hash(folder, edges, f"the edges of {name!r}", "") if hashed else None,
@@ -214,7 +215,8 @@ def _write(checkpoint: Checkpoint, plan: Plan, target: Path, *, whole: bool) -> 
     write_tensors(target, sorted(specs, key=lambda spec: spec.name), read)
     if whole:
         write_file(target / "config.json", json.dumps(checkpoint.config(), indent=2) + "\n")
-        copy_tokenizer(checkpoint.folder, target)
+        if has_tokenizer(checkpoint.folder):
+            copy_tokenizer(checkpoint.folder, target)
 
 
 def declared_licence(folder: Path) -> str | None:

@@ -90,7 +90,7 @@ class StoredModel(Frozen):
         mode: whether its tensors are referred to or copied.
         architecture: the map of its parts.
         config: content of its ``config.json``.
-        tokenizer_sha256: identity of its vocabulary.
+        tokenizer_sha256: identity of its vocabulary; None where its folder holds no tokenizer.
         blocks: its blocks in order.
         edges: embeddings, norms and head, sorted by name; a tied head has no second copy.
         edges_sha256: hash of the edges, made like that of a block, or None likewise.
@@ -106,7 +106,7 @@ class StoredModel(Frozen):
     mode: Mode
     architecture: ComponentMap
     config: dict[str, Any]
-    tokenizer_sha256: str = Sha256
+    tokenizer_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     blocks: tuple[StoredBlock, ...]
     edges: tuple[StoredTensor, ...]
     edges_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")

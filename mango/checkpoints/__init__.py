@@ -27,7 +27,7 @@ from mango.checkpoints.siblings import only_writer
 from mango.checkpoints.sources import ModelSource, admit_hub, default_cache, resolve, tier_of_folder
 from mango.checkpoints.templates import chat_templates, render_template
 from mango.checkpoints.tokenizer_rules import check_tokenizer
-from mango.checkpoints.tokenizers import copy_tokenizer, tokenizer_sha256
+from mango.checkpoints.tokenizers import copy_tokenizer, has_tokenizer, tokenizer_sha256
 from mango.checkpoints.vouching import check_hashes, known_sha256
 from mango.lazy import lazily
 
@@ -69,6 +69,7 @@ __all__ = [
     "examine_hashes",
     "examine_model",
     "free_bytes",
+    "has_tokenizer",
     "known_sha256",
     "make_durable",
     "only_writer",

@@ -25,6 +25,8 @@ _PATTERNS = (
     "chat_template*",
     "additional_chat_templates/*.jinja",
 )
+PROCESSOR_NAME = "preprocessor_config.json"
+"""How a model that sees wants its pixels; copied with the tokenizer, and in its place where there is none."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
@@ -44,13 +46,20 @@ def copy_tokenizer(source: Path | str, target: Path | str, *, generation_config:
     """
     source, target = Path(source), Path(target)
     names = {path.relative_to(source).as_posix() for pattern in _PATTERNS for path in source.glob(pattern)}
-    if not names & set(_VOCABULARIES):
+    if (source / PROCESSOR_NAME).is_file():
+        names.add(PROCESSOR_NAME)
+    if not names & {*_VOCABULARIES, PROCESSOR_NAME}:
         raise CheckpointError(f"{source}: holds no tokenizer (one of {', '.join(_VOCABULARIES)}); copy it there first")
     if generation_config and (source / "generation_config.json").is_file():
         names.add("generation_config.json")
     for name in sorted(names):
         write_file(target / name, read_bytes(check_inside(source / name, source), MAX_FILE_BYTES))
     return sorted(names)
+
+
+def has_tokenizer(folder: Path | str) -> bool:
+    """Tell whether a model folder holds a vocabulary; models of images and sound have none."""
+    return any((Path(folder) / name).is_file() for name in _VOCABULARIES)
 
 
 def tokenizer_sha256(folder: Path | str) -> str:
@@ -67,6 +76,9 @@ def tokenizer_sha256(folder: Path | str) -> str:
         UnsafeFileError: it holds more than any real tokenizer; see :func:`check_tokenizer`.
     """
     folder = Path(folder)
+    if (folder / PROCESSOR_NAME).is_file() and not any((folder / name).is_file() for name in _VOCABULARIES):
+        processor = read_json(check_inside(folder / PROCESSOR_NAME, folder))  # a model of images has no vocabulary
+        return hashlib.sha256(json.dumps(processor, sort_keys=True).encode()).hexdigest()
     documents: dict[str, Any] = {}
     check_tokenizer(folder, documents)
     if "tokenizer.json" in documents:

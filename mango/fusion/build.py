@@ -175,6 +175,11 @@ def _check_tokenizers(store: BlockStore, trunk: str, names: list[str]) -> None:
     wanted = store.model(trunk).tokenizer_sha256
     for name in names:
         found = store.model(name).tokenizer_sha256
+        if found is None and store.model(name).architecture.vocab_size:
+            raise IncompatibleBlocksError(
+                f"fusion: {name!r} has no tokenizer, so nothing tells whether its tokens are those of the others; copy "
+                f"tokenizer.json into {store.tokenizer_folder(name)} and run extract-blocks again"
+            )
         if found != wanted:
             raise IncompatibleBlocksError(
                 f"fusion: the tokenizer of {name!r} is not that of the trunk {trunk!r} "

@@ -14,6 +14,7 @@ from mango.checkpoints import (
     check_configuration,
     examine_hashes,
     examine_model,
+    has_tokenizer,
     read_json,
     tokenizer_sha256,
 )
@@ -121,7 +122,7 @@ def _finite(tensors: dict[str, torch.Tensor], what: str) -> str:
 
 def _tokenizer(store: BlockStore, name: str) -> str:
     folder = store.tokenizer_folder(name)
-    digest = tokenizer_sha256(folder)
+    digest = tokenizer_sha256(folder) if has_tokenizer(folder) else None
     if digest != store.model(name).tokenizer_sha256:
         raise IntegrityError(f"{folder}: the tokenizer of {name!r} is not the one that was extracted; run it again")
-    return f"as extracted, in {folder}"
+    return f"as extracted, in {folder}" if digest else "none, as extracted"

@@ -39,5 +39,5 @@ def content_sha256(store: BlockStore, name: str) -> str:
     """Return one hash of a model's blocks, edges and tokenizer, wherever they are stored."""
     model = store.model(name)
     blocks = [store.block_sha256(name, block.index) for block in model.blocks]
-    parts = [*blocks, store.edges_sha256(name), model.tokenizer_sha256]
+    parts = [*blocks, store.edges_sha256(name), model.tokenizer_sha256 or "no tokenizer"]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from mango.architectures.outlines import fit, outlines
-from mango.blocks import BlockStore, extract
+from mango.blocks import BlockStore, Mode, extract
 from mango.blocks.layout import fill_layout, plan_layout
 from mango.blocks.quick import quick_layout
 from mango.checkpoints import Checkpoint, ModelSource, replace_folder, vouching
-from mango.errors import ArchitectureError, CheckpointError, IntegrityError
+from mango.errors import ArchitectureError, CheckpointError, IncompatibleBlocksError, IntegrityError
+from mango.fusion import AdapterParams, FusionParams, RouterParams, build_fused
 from tests.blocks.families import FAMILIES, save_model
 from tests.blocks.sparse import BIG, sparse_model
 
@@ -81,6 +82,17 @@ def test_a_model_of_8_billion_parameters_costs_its_headers(tmp_path: Path) -> No
     assert sum(file.stat().st_blocks for file in big.glob("*.safetensors")) * 512 < 1 << 20  # still holes
     stored = BlockStore.open(tmp_path / "store").model("big")
     assert (len(stored.blocks), stored.blocks[31].num_parameters, stored.architecture.width) == (32, 218_112_000, 4096)
+
+
+@pytest.mark.parametrize("mode", ["reference", "copy"])
+def test_a_model_needs_no_tokenizer(tmp_path: Path, folder: Path, mode: Mode) -> None:
+    (folder / "tokenizer.json").unlink()
+    store = extract({"m": source(folder)}, tmp_path / "store", mode)
+    assert store.model("m").tokenizer_sha256 is None
+    assert store.load_block("m", 1) is not None
+    fusion = FusionParams.model_validate({"trunk": "m", "experts": ["m"]})
+    with pytest.raises(IncompatibleBlocksError, match=r"'m' has no tokenizer, so nothing tells"):
+        build_fused(store, fusion, RouterParams(), AdapterParams(type="linear"), seed=0)
 
 
 def test_a_block_reads_its_own_bytes_only(tmp_path: Path) -> None:
