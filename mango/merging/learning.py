@@ -104,7 +104,7 @@ class Learning:
         notes = Notes(bench / "learning.jsonl")
         runner: _Runner | None = None
         entropies = []
-        with compute_threads(None) as (pool, count), console.Meter("learn coefficients") as meter:
+        with compute_threads(torch.get_num_threads()) as (pool, count), console.Meter("learn coefficients") as meter:
             for step in range(section.steps):
                 if step < len(notes.known):
                     entry = notes.known[step]

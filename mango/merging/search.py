@@ -99,7 +99,7 @@ class Search:
         notes = Notes(bench / "search.jsonl")
         plain = with_settings(self._ready.document, {}, {})
         best, best_loss, start_loss = plain, math.inf, math.inf
-        with compute_threads(None) as (pool, count), console.Meter("search") as meter:
+        with compute_threads(torch.get_num_threads()) as (pool, count), console.Meter("search") as meter:
             judge = _Judge(self, device, pool, count)
             candidates = _Candidates(self._start, self._section.step, self._section.seed)
             for number in range(budget):

@@ -153,7 +153,7 @@ def test_coefficients_that_are_given_are_not_learned(family: Family) -> None:
 
 
 def test_learning_lowers_the_entropy(family: Family, text: Path) -> None:
-    data = document(text, learn={"steps": 20, "batch_size": 4, "learning_rate": 0.02})
+    data = document(text, learn={"steps": 8, "batch_size": 4, "learning_rate": 0.04})
     ready = plan(data, family)
     assert ready.quest is not None
     found = []
