@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mango.corpus.examples import Examples, examples
+from mango.corpus.images import ImageReader, image_examples
 from mango.corpus.packing import pack
 from mango.corpus.params import CorpusParams
 from mango.corpus.predictions import mistakes, predictions, regrets
@@ -18,10 +19,12 @@ __all__ = [
     "SPLITS",
     "CorpusParams",
     "Examples",
+    "ImageReader",
     "Sequences",
     "concatenate",
     "corpus_sha256",
     "examples",
+    "image_examples",
     "mistakes",
     "pack",
     "predictions",

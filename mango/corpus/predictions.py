@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from mango.corpus.examples import IGNORED, Examples
 from mango.errors import UnknownNameError
@@ -35,7 +35,8 @@ def predictions(
 
     Returns:
         For tasks that ask for tokens, the log-probability of each of them, float32 ``[examples, length]`` and zero
-        elsewhere; for ``sentence-embedding``, vectors of length one, ``[examples, 2, width]``.
+        elsewhere; for ``image-classification``, log-probabilities ``[examples, classes]``; for ``sentence-embedding``,
+        vectors of length one, ``[examples, 2, width]``.
     """
     device = next(model.parameters()).device
     found: list[Tensor] = []
@@ -46,6 +47,9 @@ def predictions(
             pairs = inputs["input_ids"]
             output, vectors = embed(model, pairs.flatten(0, 1))
             found.append(vectors.view(*pairs.shape[:2], -1).cpu())
+        elif task == "image-classification":
+            output = model(**inputs)
+            found.append(log_softmax(output.logits.float(), -1).cpu())
         elif task in TOKEN_TASKS:
             output = model(**inputs, labels=labels) if task == "seq2seq-lm" else model(**inputs)
             losses = cross_entropy(
@@ -77,7 +81,8 @@ def mistakes(task: str, said: Tensor, examples: Examples) -> Tensor:
     """Return how wrong each example was answered, float64 ``[examples]``.
 
     For tasks that ask for tokens bits, the sum over them; for ``sentence-embedding`` 1 where another right half of the
-    domain is nearer to the left one than its own, else 0.
+    domain is nearer to the left one than its own, and for ``image-classification`` where another class is more
+    probable than the image's, else 0.
 
     Args:
         task: of the examples.
@@ -86,17 +91,22 @@ def mistakes(task: str, said: Tensor, examples: Examples) -> Tensor:
     """
     if task in TOKEN_TASKS:
         return -said.double().sum(1) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+    if task == "image-classification":
+        return (said.argmax(1) != examples.inputs["labels"]).double()
     scores = said[:, 0].double() @ said[:, 1].double().T
     return (scores.argmax(1) != torch.arange(len(said))).double()
 
 
-def regrets(task: str, said: Tensor) -> Tensor:
+def regrets(task: str, said: Tensor, examples: Examples) -> Tensor:
     """Return a smooth measure of how wrong each example was answered, by which routers learn, float64 ``[examples]``.
 
     Args:
         task: of the examples.
         said: from :func:`predictions`.
+        examples: the examples.
     """
+    if task == "image-classification":
+        return -said.double().gather(1, examples.inputs["labels"].unsqueeze(1)).squeeze(1)
     if task in TOKEN_TASKS:
         return -said.double().sum(1)
     scores = said[:, 0].double() @ said[:, 1].double().T / 0.05

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mango import console
 from mango.blocks import load_source
 from mango.checkpoints import open_model
-from mango.corpus import CorpusParams, Examples, examples, mistakes, predictions
+from mango.corpus import CorpusParams, Examples, ImageReader, examples, image_examples, mistakes, predictions
 from mango.errors import EvaluationError
 from mango.evaluation.metrics import Estimate, mean_of, ratio
 from mango.evaluation.params import EvaluateParams
@@ -25,12 +25,18 @@ from mango.fusion import MolPreTrainedModel, MolRowModel
 
 Row = dict[str, Any]
 
-UNITS = {"masked-lm": "bits_per_byte", "seq2seq-lm": "bits_per_byte", "sentence-embedding": "share_of_texts_not_found"}
+UNITS = {
+    "masked-lm": "bits_per_byte",
+    "seq2seq-lm": "bits_per_byte",
+    "sentence-embedding": "share_of_texts_not_found",
+    "image-classification": "share_of_images_mistaken",
+}
 """What each task is measured in; less is better."""
 
 NOTES = {
     "masked-lm": "each token masked once, all others of its neighbourhood seen",
     "seq2seq-lm": "each text is continued from its beginning; encoders are not counted in the cost",
+    "image-classification": "the most probable class is the answer",
     "sentence-embedding": "the right half of each text is looked for among those of its domain",
 }
 
@@ -87,7 +93,8 @@ class _Bench:
 
 
 def _tokens(inputs: Mapping[str, Tensor]) -> int:
-    return int(next(iter(inputs.values())).numel())
+    first = next(iter(inputs.values()))
+    return len(first) if first.is_floating_point() else first.numel()  # images, or tokens
 
 
 def evaluate_head(
@@ -95,7 +102,7 @@ def evaluate_head(
     subjects: Subjects,
     corpus: CorpusParams,
     params: EvaluateParams,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: PreTrainedTokenizerBase | ImageReader,
     *,
     seed: int,
     device: torch.device,
@@ -107,7 +114,7 @@ def evaluate_head(
         subjects: where what is compared lies.
         corpus: the corpus.
         params: how systems are compared.
-        tokenizer: the models' tokenizer.
+        reader: the models' tokenizer, or how they want their pixels.
         seed: of the test examples.
         device: where models run.
 
@@ -116,7 +123,10 @@ def evaluate_head(
         CheckpointError: a model cannot be read.
     """
     task = fused.task
-    every = examples(task, corpus, "test", tokenizer, per_domain=params.sequences, seed=seed, evaluated=True)
+    if isinstance(reader, ImageReader):
+        every = image_examples(corpus, "test", reader, per_domain=params.sequences, seed=seed, evaluated=True)
+    else:
+        every = examples(task, corpus, "test", reader, per_domain=params.sequences, seed=seed, evaluated=True)
     texts = {domain: every.of(domain) for domain in every.domains}
     short = [domain for domain, own in texts.items() if len(own) < 2 * own.group]
     if short:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mango import console
 from mango.blocks import load_source
 from mango.checkpoints import open_model, open_tokenizer
-from mango.corpus import CorpusParams, corpus_sha256, pack, switching
+from mango.corpus import CorpusParams, ImageReader, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
 from mango.evaluation.head_document import head_document
@@ -71,7 +71,6 @@ def evaluate_all(
     """
     device = torch.device(device)
     opened = _load_fused(subjects.fused, device)
-    tokenizer = open_tokenizer(subjects.fused)
     record = {
         "seed": seed,
         "training": {"curve": _curve(subjects.fused)},
@@ -79,10 +78,13 @@ def evaluate_all(
         "provenance": dict(provenance or {}),
     }
     if isinstance(opened, MolRowModel):
-        found = evaluate_head(opened, subjects, corpus, params, tokenizer, seed=seed, device=device)
+        images = opened.task == "image-classification"
+        reader = ImageReader.of(subjects.fused) if images else open_tokenizer(subjects.fused)
+        found = evaluate_head(opened, subjects, corpus, params, reader, seed=seed, device=device)
         return head_document(found, corpus_sha256(corpus.path), record)
     assert isinstance(opened, MolForCausalLM)
     fused = opened
+    tokenizer = open_tokenizer(subjects.fused)
     texts = test_texts(corpus, params, tokenizer, seed)
     sources = [fused.layout.experts[0].source]
     sources += [e.source for e in fused.layout.experts[1:] if e.source not in sources]

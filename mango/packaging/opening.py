@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def open_package(folder: Path, *, key: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_package(folder: Path, *, key: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Open a package: nothing is loaded before every file is found to be what the manifest says.
 
     Args:
@@ -21,7 +21,7 @@ def open_package(folder: Path, *, key: Path | None = None) -> tuple[PreTrainedMo
         key: Public key (PEM) whose owner must have signed the package; None takes an unsigned one too.
 
     Returns:
-        The model, in evaluation mode as `transformers` opens it, and its tokenizer.
+        The model, in evaluation mode as `transformers` opens it, and its tokenizer; None for a model of images.
 
     Raises:
         PackagingError: The manifest cannot be read, or a file is missing, surplus, a link or changed; it is named.
@@ -32,4 +32,5 @@ def open_package(folder: Path, *, key: Path | None = None) -> tuple[PreTrainedMo
     if key is not None:
         verify_folder(folder, key)
     verify_package(folder)
-    return open_model(folder, finite=True), open_tokenizer(folder)
+    model = open_model(folder, finite=True)
+    return model, None if model.main_input_name == "pixel_values" else open_tokenizer(folder)

@@ -17,7 +17,7 @@ from mango import console
 from mango.architectures.tasks import SEQ2SEQ
 from mango.blocks import BlockStore, load_source
 from mango.checkpoints import write_file
-from mango.corpus import Examples, examples, predictions, regrets
+from mango.corpus import Examples, ImageReader, examples, image_examples, predictions, regrets
 from mango.fusion import MolRowModel, Router, build_fused
 from mango.training.checkpoints import latest_checkpoint, step_of
 from mango.training.fitting import Trained, fit
@@ -62,14 +62,14 @@ class HeadData:
 
 
 def prepare_head(
-    job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, device: torch.device | str
+    job: Job, store: BlockStore, reader: PreTrainedTokenizerBase | ImageReader, device: torch.device | str
 ) -> HeadData:
     """Draw examples, and run every source model on those that adapters and routers start from.
 
     Args:
         job: everything that the training depends on.
         store: the blocks.
-        tokenizer: the models' tokenizer.
+        reader: the models' tokenizer, or how they want their pixels.
         device: where to run models.
 
     Raises:
@@ -79,7 +79,9 @@ def prepare_head(
     wanted = train.steps * train.batch_size * train.accumulation
 
     def draw(split: str, number: int, seed: int) -> Examples:
-        return examples(task, job.corpus, split, tokenizer, per_domain=number, seed=seed)
+        if isinstance(reader, ImageReader):
+            return image_examples(job.corpus, split, reader, per_domain=number, seed=seed)
+        return examples(task, job.corpus, split, reader, per_domain=number, seed=seed)
 
     sizes = 2 * train.start.sequences, 2 * train.validation_sequences
     calibration = draw("train", sizes[0], job.seed + 1)
@@ -91,7 +93,8 @@ def prepare_head(
         found: dict[str, Tensor] = {}
         for name in job.model_names():
             model = load_source(store, name, device=device)
-            found[name] = regrets(task, predictions(task, model, given, batch_size=train.batch_size))
+            said = predictions(task, model, given, batch_size=train.batch_size)
+            found[name] = regrets(task, said, given)
         return found
 
     supervised = judge(training) if train.losses.supervision and wanted else None

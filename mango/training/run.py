@@ -24,7 +24,7 @@ from mango.checkpoints import (
     saving,
     write_file,
 )
-from mango.corpus import CorpusParams, Sequences, corpus_sha256
+from mango.corpus import CorpusParams, ImageReader, Sequences, corpus_sha256
 from mango.errors import TrainingError
 from mango.fusion import (
     ROUTERS,
@@ -253,12 +253,17 @@ def train_all(
     check_room(out, _needed_bytes(job, store))
     trunk = job.fusion.trunk
     tokenizer_folder = store.tokenizer_folder(trunk)
-    tokenizer = open_tokenizer(tokenizer_folder)
     layout = make_layout(job.fusion, {name: store.model(name).architecture for name in job.model_names()})
     resumed = resumes(lambda: how_it_resumes(work))
     with resumed, only_writer(work), replace_folders(controls, out) as (new_controls, new_out):
         causal = job.fusion.task == CAUSAL
-        data = prepare(job, store, tokenizer, device) if causal else prepare_head(job, store, tokenizer, device)
+        data: _Data | HeadData
+        if causal:
+            data = prepare(job, store, open_tokenizer(tokenizer_folder), device)
+        else:
+            images = job.fusion.task == "image-classification"
+            reader = ImageReader.of(tokenizer_folder) if images else open_tokenizer(tokenizer_folder)
+            data = prepare_head(job, store, reader, device)
         fused = _train(job, store, data, what="fused", work=work, device=device, log=log)
         summary = {"validation_loss": fused.summary["validation"]}
         _save(fused, new_out, tokenizer_folder)

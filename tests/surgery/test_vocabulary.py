@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mango.checkpoints import verify
+from mango.blocks import extract
+from mango.checkpoints import ModelSource, verify
 from mango.cli import app
 from mango.corpus import read_split, tokenize
 from mango.corpus.params import CorpusParams
-from mango.errors import CheckpointError, MergeError
+from mango.errors import CheckpointError, IncompatibleBlocksError, MergeError
+from mango.fusion import AdapterParams, FusionParams, MolPreTrainedModel, RouterParams, build_fused
 from mango.surgery.vocabulary import TransplantParams, transplant
 from mango.surgery.vocabulary.rows import Combination, Rows
 from mango.surgery.vocabulary.spelling import Speller
@@ -314,3 +316,35 @@ def test_rows_are_combinations_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -
     noise = torch.tensor([[1.0, 1.0], [2.0, 2.0]])
     made = torch.cat(list(rows.apply(table, torch.zeros(2), noise=noise))).view(5, 2)
     assert made.tolist() == [[2, 2], [1, 1], [0.5, 2], [2, 2], [0, 1]]
+
+
+@torch.no_grad()
+def test_a_model_with_another_tokenizer_becomes_a_guest(half: Path, tmp_path: Path) -> None:
+    """Refused as it is; with the trunk's vocabulary it is an expert, and better than the trunk on its own domain.
+
+    Measured on formal maths: 4.31 nats a token through the trunk, 3.27 through the guest.
+    """
+    fusion = FusionParams.model_validate({"trunk": "base", "experts": ["maths"], "span": 4})
+
+    def fused(maths: Path, name: str) -> MolPreTrainedModel:
+        folders = {"base": TINY / "base", "maths": maths}
+        models_ = {key: ModelSource(source=str(folder)) for key, folder in folders.items()}
+        store = extract(models_, tmp_path / name, "reference")
+        return build_fused(store, fusion, RouterParams.model_validate({"type": "topk"}), AdapterParams(), seed=0)
+
+    with pytest.raises(IncompatibleBlocksError, match="the tokenizer of 'maths' is not that of the trunk 'base'"):
+        fused(half, "before")
+    transplant(str(half), str(TINY / "base"), tmp_path / "maths")
+    model = fused(tmp_path / "maths", "after")
+    losses = []
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
+    ids = tokenizer("\n".join(texts("test", "maths"))[:3000], return_tensors="pt").input_ids[:, :256]
+    for place in (0, 1):
+        for router in model.iter_routers():
+            router.outer.weight.zero_()
+            router.outer.bias.copy_(torch.nn.functional.one_hot(torch.tensor(place), 2) * 100.0)
+        losses.append(float(model(input_ids=ids, labels=ids).loss))
+    assert losses[1] < losses[0] - 0.5
+    prompt = ids[:, :16]
+    cached, plain = (model.generate(prompt, max_new_tokens=8, do_sample=False, use_cache=use) for use in (True, False))  # type: ignore[operator]
+    assert cached.equal(plain)
