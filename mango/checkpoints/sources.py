@@ -112,7 +112,7 @@ def admit_hub(source: ModelSource, policy: Policy | None = None) -> None:
 def _refuse_unpinned(source: ModelSource) -> None:
     from huggingface_hub import HfApi
 
-    with _hub_errors(source):
+    with hub_errors(source):
         commit = HfApi().model_info(source.source, revision=source.revision).sha
     given = f"revision {source.revision!r} can move" if source.revision else "no revision is given"
     raise UnsafeFileError(
@@ -197,19 +197,26 @@ def _fetch(source: ModelSource, cache: Path | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     hub_cache = None if cache is None else cache / "hub"
-    with _hub_errors(source):
+    with hub_errors(source):
         return Path(
             snapshot_download(source.source, revision=source.revision, allow_patterns=wanted, cache_dir=hub_cache)
         )
 
 
 @contextmanager
-def _hub_errors(source: ModelSource) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def hub_errors(source: ModelSource) -> Iterator[None]:
+    """Turn what the Hub's client raises, a broken connection included, into one line that names the repository.
 
+    Raises:
+        CheckpointError: the body met such an error.
+    """
+    from huggingface_hub import errors
+
+    broken = errors.HTTPError  # type: ignore[attr-defined]  # of the client's own HTTP library, whichever it is
+    known = (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, broken, OSError)
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (*known, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at revision {source.revision!r}" if source.revision else ""
         raise CheckpointError(

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mango.checkpoints import Checkpoint, read_json
+from mango.checkpoints import Checkpoint, ModelSource, read_json
 from mango.checkpoints.headers import read_header
+from mango.checkpoints.sources import hub_errors
 from mango.errors import CheckpointError, MergeError
 from mango.merging.names import translation
 from mango.merging.tensor_sources import Adapted, LowRank, Replaced, Shifted, Stored, TensorSource
@@ -54,9 +55,8 @@ def find_adapter(reference: str, revision: str | None, cache: Path | None) -> Pa
 
 def _download(reference: str, revision: str | None, cache: Path | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with hub_errors(ModelSource(source=reference, revision=revision)):
         return Path(
             snapshot_download(
                 reference,
@@ -64,11 +64,6 @@ def _download(reference: str, revision: str | None, cache: Path | None) -> Path:
                 allow_patterns=[CONFIG_NAME, WEIGHTS_NAME],
                 cache_dir=None if cache is None else cache / "hub",
             )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{reference}: no such adapter folder, and none to be had from the Hub ({reason})") from (
-            error
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mango.checkpoints import Checkpoint, ModelSource, admit_hub
 from mango.checkpoints.configurations import BOUNDS, CONFIG_NAME
 from mango.checkpoints.documents import read_json
+from mango.checkpoints.sources import hub_errors
 from mango.errors import CheckpointError
 from mango.merging.tensor_sources import Remote, Stored, TensorSource
 from mango.tensors import DTYPES
@@ -38,17 +39,10 @@ def open_remote(source: ModelSource, cache: Path | None) -> tuple[Path, dict[str
         CheckpointError: the Hub does not have the model, or cannot be reached.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        NotASafetensorsRepoError,
-        SafetensorsParsingError,
-    )
 
     admit_hub(source)
     hub_cache = None if cache is None else cache / "hub"
-    try:
+    with hub_errors(source):
         folder = Path(
             snapshot_download(source.source, revision=source.revision, allow_patterns=_SMALL_FILES, cache_dir=hub_cache)
         )
@@ -60,20 +54,6 @@ def open_remote(source: ModelSource, cache: Path | None) -> tuple[Path, dict[str
             except CheckpointError:
                 pass  # a part of it was downloaded: what is there and what is not does not matter for a plan
         found = HfApi().get_safetensors_metadata(source.source, revision=source.revision)
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        NotASafetensorsRepoError,
-        SafetensorsParsingError,
-        OSError,
-    ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        at = f" at revision {source.revision!r}" if source.revision else ""
-        raise CheckpointError(
-            f"{source.source}: there is no such folder, and no model of that name{at} could be had from the Hub "
-            f"({reason}). Check the name, the network and, for a gated model, the access token"
-        ) from error
     tensors: dict[str, TensorSource] = {}
     for metadata in found.files_metadata.values():
         for name, info in metadata.tensors.items():
