@@ -23,7 +23,7 @@ from mango.fusion.expert import FusedExpert, Shells
 from mango.fusion.output import Routing
 from mango.fusion.params import AdapterParams, RouterParams
 from mango.fusion.registries import ROUTERS
-from mango.fusion.routers import Router, Selection
+from mango.fusion.routers import CATCH_UP, Router, Selection
 
 TRAINED = frozenset({"routers", "inputs", "outputs"})
 """Names of the modules that are trained; in a model of half precision too their weights are float32."""
@@ -174,7 +174,7 @@ class MolPreTrainedModel(PreTrainedModel):
 
         Args:
             how: None for the router's own way; ``"soft"`` for every expert with its weight; ``"hard"`` for the best
-                expert of each token with the router's catch-up (16 where it has none); or a selection.
+                expert of each token with the router's catch-up (16 where it has none) and stickiness; or a selection.
         """
         if how is None or isinstance(how, Selection):
             if how is not None:
@@ -183,8 +183,7 @@ class MolPreTrainedModel(PreTrainedModel):
         elif how == "soft":
             self._override = Selection()
         elif how == "hard":
-            catch_up = next((r.selection.catch_up for r in self.iter_routers() if r.selection.k), 16)
-            self._override = Selection(k=1, catch_up=catch_up)
+            self._override = next((r.hard_selection for r in self.iter_routers()), Selection(k=1, catch_up=CATCH_UP))
         else:
             raise ConfigError(f"routing {how!r} is unknown. Known: soft, hard")
 

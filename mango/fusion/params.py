@@ -155,12 +155,15 @@ class TokenParams(HeadParams):
         switch: with a number, the router gathers evidence: what it says of each token adds up, and is forgotten at the
             rate at which the best expert is expected to change. This is that probability for one token, before
             training. Without, the pool of the token is all that counts.
+        stickiness: where one expert is chosen, nats by which another must be more probable than that of the token
+            before.
     """
 
     pooling: Literal["window", "prompt", "segment", "windows"] = "window"
     window: int = Field(default=32, ge=1)
     windows: tuple[int, ...] = (4, 32, 128)
     switch: float | None = Field(default=None, gt=0, lt=1)
+    stickiness: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _agree(self) -> TokenParams:
@@ -182,7 +185,6 @@ class TopKParams(TokenParams):
         k: experts that process a token.
         mass: the budget: only the most probable experts whose probabilities add up to this much, `k` at most; 0 is one
             expert for each token, 1 is all `k`.
-        stickiness: with ``k: 1``, nats by which another expert must be more probable than the one of the token before.
         catch_up: tokens that an expert reads first each time that it is entered.
         training: ``soft`` trains with every expert and the soft weights, ``sparse`` with the experts that are chosen.
         balance_rate: with ``training: sparse``, step by which the bias of an expert that gets less than its share of
@@ -191,7 +193,6 @@ class TopKParams(TokenParams):
 
     k: int = Field(default=1, ge=1)
     mass: float = Field(default=1.0, ge=0, le=1)
-    stickiness: float = Field(default=0.0, ge=0)
     catch_up: int = Field(default=16, ge=0)
     training: Literal["soft", "sparse"] = "soft"
     balance_rate: float = Field(default=0.0, ge=0)

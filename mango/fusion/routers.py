@@ -14,6 +14,9 @@ from mango.fusion.params import HeadParams, SimpleParams, TemperatureParams, Tok
 from mango.fusion.pooling import Pool
 from mango.fusion.registries import ROUTERS
 
+CATCH_UP = 16
+"""Tokens that an expert reads first where a router that runs every expert is made to choose one."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -133,7 +136,7 @@ class Balance(nn.Module):
         Args:
             load: tokens, or the share of them, that each expert was given, ``[experts]``.
         """
-        self.bias += self.rate * torch.sign(load.float().mean() - load.float()).to(self.bias)
+        self.bias.add_(self.rate * torch.sign(load.float().mean() - load.float()).to(self.bias))
 
 
 class Router(nn.Module):
@@ -178,6 +181,11 @@ class Router(nn.Module):
     def training_selection(self) -> Selection:
         """How tokens choose while the model is trained."""
         return self.selection
+
+    @property
+    def hard_selection(self) -> Selection:
+        """How tokens choose when the model is made to use one expert for each token."""
+        return Selection(k=1, catch_up=self.selection.catch_up if self.selection.k else CATCH_UP)
 
     def scores(self, pooled: Tensor) -> Tensor:
         """Return the scores of the experts before the temperature, float32 ``[..., experts]``."""
@@ -327,6 +335,11 @@ class TokenRouter(Router):
         if self.params.pooling == "windows":
             return Pool("windows", max(self.params.windows), self.params.windows)
         return Pool(self.params.pooling, self.params.window)
+
+    @property
+    def hard_selection(self) -> Selection:
+        """The best expert, which stays until another is better by ``stickiness``."""
+        return replace(super().hard_selection, stickiness=self.params.stickiness)
 
 
 @ROUTERS.register("topk", TopKParams)

@@ -113,6 +113,13 @@ def test_a_sticky_router_switches_less_often() -> None:
     assert switches[0.0] > switches[0.5] > switches[50.0] == 0
 
 
+def test_used_hard_a_router_chooses_one_expert_with_its_own_catch_up_and_stickiness() -> None:
+    hard = TopKRouter(8, 3, TopKParams(k=2, catch_up=5)).hard_selection
+    assert (hard.k, hard.catch_up, hard.stickiness, hard.mass) == (1, 5, 0.0, 1.0)
+    hard = TokenRouter(8, 3, TokenParams(stickiness=4.0)).hard_selection
+    assert (hard.k, hard.catch_up, hard.stickiness) == (1, 16, 4.0)
+
+
 @given(st.integers(1, 5), st.integers(1, 5), st.floats(0, 1), st.integers(0, 20))
 def test_a_budget_keeps_the_most_probable_until_they_have_the_mass(k: int, count: int, mass: float, seed: int) -> None:
     log_probs = (noise(6, count, seed=seed) * 2).log_softmax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mango.fusion import Routing
-from mango.training import balance_loss, entropy_loss, supervision_loss
+from mango.training import balance_loss, entropy_loss, supervision_loss, z_loss
 from mango.training.losses import load_of
 from tests.reference import training as reference
 
@@ -23,7 +24,8 @@ TARGETS = torch.tensor([[0, 1, 2, -100, 1], [2, 2, 0, 1, -100]])
 def routing(scores: Tensor, present: Tensor = PRESENT, position: int = 0) -> Routing:
     log_probs = scores.log_softmax(-1).where(present.unsqueeze(-1), 0.0)
     names = tuple(f"e{number}" for number in range(scores.shape[-1]))
-    return Routing(position, names, log_probs, log_probs.exp(), torch.zeros(*present.shape, 1), present, torch.zeros(present.shape))
+    nothing, total = torch.zeros(*present.shape, 1), scores.logsumexp(-1) * present
+    return Routing(position, names, log_probs, log_probs.exp(), nothing, present, total)
 
 
 def scores(seed: int, experts: int = EXPERTS) -> Tensor:
@@ -98,3 +100,18 @@ def test_the_load_counts_present_tokens() -> None:
     values[..., 2] = 1.0
     values[1, 4, 0] = 2.0
     assert load_of(routing(values)).tolist() == pytest.approx([1 / 8, 0, 7 / 8])
+
+
+def test_the_z_loss_is_the_mean_square_of_the_log_of_what_scores_sum_to() -> None:
+    first, second = scores(1), scores(2, experts=2)
+    loss = z_loss([routing(first), routing(second, position=1)])
+    loss.backward()
+
+    def of(values: Tensor) -> float:
+        totals = [math.log(sum(map(math.exp, token))) for token in values.detach()[PRESENT].tolist()]
+        return sum(total**2 for total in totals) / len(totals)
+
+    assert loss.item() == pytest.approx((of(first) + of(second)) / 2)
+    assert first.grad is not None
+    assert first.grad[~PRESENT].eq(0).all()
+    assert first.grad[PRESENT].ne(0).all()

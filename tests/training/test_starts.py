@@ -149,6 +149,7 @@ def test_source_losses_are_those_of_each_model(toy_store: BlockStore) -> None:
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "token": {"type": "token", "token": {"window": 1}},
+    "evidence": {"type": "token", "token": {"window": 1, "switch": 0.02}},
     "hidden layer": {"type": "token", "token": {"window": 1, "hidden": 8}},
     "topk": {"type": "topk", "topk": {"window": 1, "catch_up": 2}},
     "simple": {"type": "simple", "simple": {"prompt": 12}},

@@ -18,7 +18,8 @@ from mango.errors import TrainingError
 from mango.fusion import MolForCausalLM
 from mango.training import FusedTrainer, Job, TokenDataset, Trained, train_one
 from mango.training.data import mixture
-from mango.training.run import _arguments, _Data, prepare
+from mango.training.fitting import _arguments
+from mango.training.run import _Data, prepare
 from tests.training.toys import build, is_trained, make_job, make_tokenizer, stir
 
 PARTS = ("lm", "balance", "entropy", "adapter", "supervision")
@@ -207,6 +208,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "token": {"type": "token", "token": {"window": 3}},
     "topk": {"type": "topk", "topk": {"catch_up": 2}},
     "simple": {"type": "simple", "simple": {"prompt": 4}},
+    "evidence": {"type": "token", "token": {"window": 2, "switch": 0.05, "noise": 0.1, "expert_dropout": 0.1}},
 }
 
 
@@ -230,6 +232,21 @@ def test_a_sparse_router_learns_from_supervision(toy_store: BlockStore, toy_corp
     job.check()
     curve = [entry["supervision"] for entry in trained(job, toy_store, tmp_path).curve]
     assert sum(curve[-3:]) < 0.9 * sum(curve[:3])
+
+
+def test_biases_of_a_balanced_router_move_with_each_step(
+    toy_store: BlockStore, toy_corpus: Path, tmp_path: Path
+) -> None:
+    router = {"type": "topk", "topk": {"training": "sparse", "window": 2, "balance_rate": 0.01}}
+    losses = {"z": 0.01, "supervision": 0.5}
+    train = {"steps": 3, "accumulation": 2, "start": {"router_steps": 0}, "losses": losses}
+    out = trained(make_job(toy_corpus, train, router=router, experts=("sister", "stranger")), toy_store, tmp_path)
+    for each in out.model.iter_routers():
+        assert each.balance is not None
+        steps = each.balance.bias / 0.01
+        torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)  # whole steps, three at most
+        assert 0 < steps.abs().max() <= 3.001
+    assert all("z" in entry for entry in out.curve if "lm" in entry)
 
 
 def test_a_router_without_a_gradient_is_refused(toy_corpus: Path) -> None:
