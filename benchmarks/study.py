@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".study/work"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/study.json"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--experts", type=int, nargs="+", default=[2, 4, 8, 16], help="numbers of experts of the curve")
+    parser.add_argument("--experts", type=int, nargs="+", default=[2, 8, 16], help="numbers of experts of the curve")
     parser.add_argument("--recipe", default="evidence", choices=RECIPES)
     parser.add_argument("--compare", nargs="*", default=["window 32", "windows, hidden layer"], metavar="RECIPE")
     parser.add_argument("--size", default="full", choices=("full", "tiny"), help="tiny: a trial on a CPU")
@@ -114,14 +114,14 @@ def main() -> None:
     jobs += [job("compare", name, args.seeds[0]) for name in args.compare[1:]]
     run_jobs(jobs, args.parallel)
     parts = {p.stem: json.loads(p.read_text()) for p in sorted((args.work / "results").glob("*.json"))}
-    seeds = " ".join(map(str, args.seeds))
+    seeds, experts = " ".join(map(str, args.seeds)), " ".join(map(str, args.experts))
     device = "cpu"
     if args.device == "cuda":
         import torch
 
         device = torch.cuda.get_device_name()
     out = {
-        "command": f"python benchmarks/study.py --seeds {seeds}",
+        "command": f"python benchmarks/study.py --seeds {seeds} --experts {experts} --parallel {args.parallel}",
         "device": device,
         "seconds": {"sources": round(trained), "all": round(time.monotonic() - start)},
         "recipe": {args.recipe: RECIPES[args.recipe]},
