@@ -134,6 +134,9 @@ def substitute(document: MergeDocument, value: object) -> MergeDocument:
     if document.tokenizer is not None:
         source = _renamed(document.tokenizer.source, value)
         changes["tokenizer"] = document.tokenizer.model_copy(update={"source": source})
+    if document.calibration is not None and document.calibration.models:
+        own = {key_of(value(name)): text for name, text in document.calibration.models.items()}
+        changes["calibration"] = document.calibration.model_copy(update={"models": own})
     return document.model_copy(update=changes)
 
 

@@ -62,7 +62,7 @@ class LearnSection(Frozen):
     granularity: Literal["layer", "task"] = Field("layer", description="what has a coefficient of its own")
     steps: int = Field(50, ge=1, description="steps of Adam")
     batch_size: int = Field(4, ge=1, description="sequences of a step")
-    learning_rate: float = Field(0.01, gt=0, description="of Adam")
+    learning_rate: float = Field(0.001, gt=0, description="of Adam")
 
 
 class SearchSection(Frozen):

@@ -243,10 +243,13 @@ def test_an_error_leaves_nothing_behind(
 
 
 def test_the_result_says_how_it_was_made(text: Path, family: Family, tmp_path: Path) -> None:
-    merge(document("regmean", text), tmp_path / "out", family)
+    data = document("regmean", text)
+    data["calibration"]["models"] = {"b": {"data": str(text)}}  # it names models by where they are, here too
+    merge(data, tmp_path / "out", family)
     again = load_document(tmp_path / "out" / "mango_merge.yaml")
     assert again.calibration is not None
     assert again.calibration.data == text
+    assert set(again.calibration.models) == {family["b"].source}
     merge(again, tmp_path / "again", family)
     assert sha256_file(tmp_path / "again" / "model.safetensors") == sha256_file(tmp_path / "out" / "model.safetensors")
 
