@@ -28,6 +28,7 @@ MODEL_FAILURES = (
     ImportError,
     AssertionError,
     ArithmeticError,
+    NameError,  # variables that are bound in the loop over blocks, where there are none
     StrictDataclassError,  # a configuration that contradicts itself
 )
 

@@ -53,7 +53,10 @@ def fused(tiny: Tiny) -> str | None:
             _save(tiny.model, root / "typed")
         except (*MODEL_FAILURES, MangoError) as error:
             return f"not saved by transformers: {one_line(error)}"
-        _save(PARTNERS[tiny.task](tiny), root / "plain")
+        try:
+            _save(PARTNERS[tiny.task](tiny), root / "plain")
+        except MODEL_FAILURES as error:
+            return f"no plain model fits it: {one_line(error)}"
         try:
             models = {key: ModelSource(source=str(root / key)) for key in ("typed", "plain")}
             store = extract(models, root / "store", "reference")
