@@ -92,8 +92,9 @@ def main() -> None:
     lines += [
         "",
         "Floating-point operations of matrix products and attention, counted by torch over two sequences of each text "
-        f"with stickiness 2, seed 0, beside one whole expert: {flops['pure']:.3f} on pure text, {flops['switching']:.3f} "
-        "on text that switches. They were not counted with stickiness 4, which processes fewer tokens.",
+        f"with stickiness 2, seed 0, beside one whole expert: {flops['pure']:.3f} on pure text, "
+        f"{flops['switching']:.3f} on text that switches. "
+        "They were not counted with stickiness 4, which processes fewer tokens.",
         "",
         "## All systems",
         "",
