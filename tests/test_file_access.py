@@ -38,8 +38,11 @@ ON = {
 MODULES = {"safetensors", "pickle", "cloudpickle", "dill", "joblib", "gguf", "marshal", "shelve"}
 ALLOWED = {
     ("mango/fusion/core.py", "from_pretrained"): "the method that the Auto class calls; it checks, then calls up",
-    ("mango/blocks/inspection.py", "get_config_dict"): "of a Hub id, whose configuration alone is fetched",
-    ("mango/blocks/mapped.py", "from_file"): "byte ranges that the store's manifest gives, compared with its hashes",
+    ("mango/blocks/inspection.py", "hf_hub_download"): "a configuration alone, after the policy has let it pass",
+    (
+        "mango/blocks/mapped.py",
+        "from_file",
+    ): "byte ranges that the store's manifest gives, compared with its hashes or identities",
     ("mango/merging/adapters.py", "snapshot_download"): "an adapter's two files, after the policy has let them pass",
     ("mango/merging/measuring.py", "from_file"): "a scratch file of its own, after its hash",
     ("mango/merging/remote.py", "snapshot_download"): "small files for a plan, after the policy has let them pass",
