@@ -1,5 +1,6 @@
-"""Merge the tiny experts by every applicable method and measure each merge on the test text, in one table.
+"""Merge the tiny experts by every document of examples/merge/every and measure each on the test text, in one table.
 
+The same documents put the same table into the report: ``dvc exp run -S 'merge.documents=[examples/merge/every]'``.
 ``--out docs/results/merge_methods.json`` writes the figures there, and a Markdown table beside it.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mango import console
 from mango.corpus import pack, token_losses
-from mango.errors import MangoError
 from mango.evaluation import bits_per_byte
-from mango.merging import MERGERS, merge
+from mango.merging import DOCUMENT_NAME, load_document, merge
+from mango.merging.summary import summarise
 from stages.params import load_params
 
 EXPERTS = ("code", "novels", "manuals", "maths")
-PER_MODEL = {"weight": 1.0, "density": 0.5}
-
-
-def document(method: str, names: tuple[str, ...], scale: float | None) -> dict[str, Any]:
-    """Return the document that merges experts by a method with its defaults and, where it takes one, a scale."""
-    entry, fields = MERGERS[method], MERGERS.entry(method).params.model_fields
-    known = {field.alias or name for name, field in fields.items()}
-    own = {key: value for key, value in PER_MODEL.items() if key in known}
-    data: dict[str, Any] = {
-        "merge_method": method,
-        "models": [{"model": name} for name in names],
-        "parameters": {key: value for key, value in own.items() if key in known},
-        "dtype": "float32",
-    }
-    if entry.base != "none":
-        data["base_model"] = names[0] if entry.base == "start" else "base"
-    if "t" in known:
-        data["parameters"]["t"] = 0.5
-    if scale is not None and "lambda" in known:
-        data["parameters"]["lambda"] = scale
-    return data
+DOCUMENTS = Path("examples/merge/every")
 
 
 def measure(folder: Path, texts: dict[str, Any], batch_size: int) -> dict[str, float]:
@@ -61,7 +43,7 @@ def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sequences", type=int, default=8)
-    parser.add_argument("--scale", type=float, default=0.4, help="lambda of methods that have one")
+    parser.add_argument("--merged", type=Path, help="folder of the merges where they are made already: models/merged")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
@@ -71,45 +53,48 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in ("base", *EXPERTS):
         figures = measure(Path(params.models[name].source), texts, 4)
-        rows.append({"system": name, "kind": "model", "reason": None, "figures": figures})
+        rows.append({"system": name, "kind": "model", "figures": figures})
     with tempfile.TemporaryDirectory() as temporary:
-        for method in MERGERS.names():
-            reasons: list[str] = []
-            for names in (EXPERTS, EXPERTS[:2], EXPERTS[:1]):
-                try:
-                    merge(document(method, names, args.scale), Path(temporary) / method, params.models)
-                except MangoError as error:
-                    reasons.append(str(error).splitlines()[0])
-                    continue
-                figures = measure(Path(temporary) / method, texts, 4)
-                label = method if names == EXPERTS else f"{method} ({', '.join(names)})"
-                rows.append({"system": label, "kind": "merge", "reason": None, "figures": figures})
-                break
-            else:
-                rows.append({"system": method, "kind": "refused", "reason": reasons[0], "figures": None})
-            console.note(f"{rows[-1]['system']}: {rows[-1]['reason'] or round(rows[-1]['figures']['mean'], 3)}")
+        for path in sorted(DOCUMENTS.glob("*.yaml")):
+            start = time.monotonic()
+            out = (args.merged or Path(temporary)) / path.stem
+            if not args.merged:
+                merge(load_document(path), out, params.models)
+            seconds = time.monotonic() - start
+            made = summarise(load_document(out / DOCUMENT_NAME))
+            rows.append(
+                {
+                    "system": path.stem,
+                    "kind": "merge",
+                    "method": made.method,
+                    "models": list(made.models),
+                    "parameters": made.parameters,
+                    "figures": measure(out, texts, 4),
+                }
+            )
+            console.note(f"{path.stem}: {rows[-1]['figures']['mean']:.3f} in {seconds:.1f} s")
     domains = [*texts, "mean"]
-    measured = sorted((row for row in rows if row["figures"]), key=lambda row: row["figures"]["mean"])
+    measured = sorted(rows, key=lambda row: row["figures"]["mean"])
     console.result(
         console.table([[r["system"], *(r["figures"][d] for d in domains)] for r in measured], ["system", *domains])
     )
     if args.out:
-        command = (
-            f"python benchmarks/merge_methods.py --sequences {args.sequences} --scale {args.scale} --out {args.out}"
-        )
+        command = f"python benchmarks/merge_methods.py --sequences {args.sequences} --out {args.out}"
         args.out.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
         lines = [
             "# The tiny experts merged by every method",
             "",
             f"`{command}`; bits per byte on test text, lower is better.",
         ]
-        lines += ["", f"| system | {' | '.join(domains)} |", "|---|" + "---|" * len(domains)]
+        lines += [
+            "",
+            f"| system | {' | '.join(domains)} | models and parameters |",
+            "|---|" + "---|" * (len(domains) + 1),
+        ]
         for row in measured:
-            lines.append(f"| {row['system']} | " + " | ".join(f"{row['figures'][d]:.3f}" for d in domains) + " |")
-        refused = [row for row in rows if row["reason"]]
-        if refused:
-            lines += ["", "Not applicable to these models as they are:", ""]
-            lines += [f"- {row['system']}: {row['reason'].replace('|', '/')}" for row in refused]
+            figures = " | ".join(f"{row['figures'][d]:.3f}" for d in domains)
+            words = "; ".join(filter(None, (", ".join(row.get("models", ())), row.get("parameters", ""))))
+            lines.append(f"| {row['system']} | {figures} | {words} |")
         args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
