@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from mango.packaging.manifest import DataState, PackageManifest, PackedFile, Parent
 
-RUNTIME = ("accelerate", "filelock", "pydantic", "ruamel.yaml", "safetensors", "torch", "transformers", "typer")
+RUNTIME = (
+    "accelerate",
+    "blake3",
+    "filelock",
+    "pydantic",
+    "ruamel.yaml",
+    "safetensors",
+    "torch",
+    "transformers",
+    "typer",
+)
 """Libraries that run a package, with all that they need; a test holds it equal to those that Mango requires."""
 
 _LONGEST_LICENCE_NAME = 80
