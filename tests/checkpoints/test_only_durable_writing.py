@@ -33,7 +33,7 @@ ALLOWED = {
     "mango/evaluation/speed.py:__post_init__": "a switch of the kernel's, no file",
     "mango/merging/candidates.py:__init__": "steps of a search: a torn line does not count",
     "mango/merging/candidates.py:add": "steps of a search: a torn line does not count",
-    "mango/merging/measuring.py:run": "what is measured of a model: known by its hash, which is written when it is whole",
+    "mango/merging/measuring.py:run": "what is measured of a model: known by its hash, written when it is whole",
     "mango/merging/journal.py:__init__": "progress of a merge: who reads it checks the hash of what it speaks of",
     "mango/merging/shards.py:__init__": "a merge that can be resumed: what is not whole is not taken, by its journal",
     "mango/security/keys.py:_write_new": "a new key with the mode of a key, durable, never over another",
