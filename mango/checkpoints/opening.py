@@ -128,12 +128,24 @@ def check_tensors(folder: Path | str) -> str:
     folder = Path(folder)
     check_size(read_configuration(folder), Checkpoint.open_unhashed(folder), str(folder / "config.json"))
     with _building(folder):
-        opened: Any = _auto_class(folder, "causal-lm").from_pretrained(
+        opened: Any = _own_class(folder).from_pretrained(
             folder, device_map="meta", use_safetensors=True, output_loading_info=True, **_CLOSED
         )
     model, info = opened
     refuse_other_tensors(folder, info)
     return type(model).__name__
+
+
+def _own_class(folder: Path) -> Any:
+    """Return the class of transformers that a checked folder's configuration names, else that of causal models."""
+    import transformers
+
+    names = read_json(folder / "config.json").get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    return _auto_class(folder, "causal-lm")
 
 
 def _auto_class(folder: Path, task: str) -> Any:

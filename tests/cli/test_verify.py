@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from mango.blocks import extract
 from mango.checkpoints import ModelSource
@@ -64,3 +74,34 @@ def test_a_folder_of_something_else_is_an_error(tmp_path: Path, capsys: pytest.C
     code, _, err = run(capsys, str(tmp_path))
     assert code == 2
     assert "is no package, model, block store" in err
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ViTForImageClassification(
+            ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4)
+        ),
+        lambda: T5ForConditionalGeneration(
+            T5Config(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, vocab_size=16, decoder_start_token_id=0)
+        ),
+        lambda: BertForMaskedLM(
+            BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=16)
+        ),
+    ],
+    ids=["vit", "t5", "bert"],
+)
+def test_models_that_are_not_causal_are_checked_as_what_they_are(
+    build: Callable[[], PreTrainedModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    build().save_pretrained(folder)
+    code, _, err = run(capsys, str(folder))
+    assert code == 0, err
+    tensors = load_file(folder / "model.safetensors")
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    code, _, err = run(capsys, str(folder))
+    assert code == 2
+    assert name in err
