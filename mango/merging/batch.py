@@ -43,18 +43,20 @@ def plan_all(
         The plans by name.
 
     Raises:
-        MergeError: one line for each problem of every document, with the document's name where there are several.
+        MergeError: one line for each problem, with the names of the documents that have it where there are several.
     """
-    found, problems = {}, []
+    found: dict[str, MergePlan] = {}
+    problems: dict[str, list[str]] = {}
     for name, document in documents.items():
         try:
             found[name] = plan(document, models, cache=cache)
             check_output(found[name], places[name])
         except MangoError as error:
-            prefix = f"{name}: " if len(documents) > 1 else ""
-            problems += [f"{prefix}{line}" for line in str(error).splitlines()]
+            for line in str(error).splitlines():
+                problems.setdefault(line, []).append(name)
     if problems:
-        raise MergeError("\n".join(problems))
+        several = len(documents) > 1
+        raise MergeError("\n".join(f"{', '.join(who)}: {line}" if several else line for line, who in problems.items()))
     return found
 
 

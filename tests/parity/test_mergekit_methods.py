@@ -28,7 +28,7 @@ else:
     registry = pytest.importorskip("mergekit.merge_methods.registry")
     merge_tensors = pytest.importorskip("mergekit.merge_methods.api").merge_tensors
 
-NEW = {"emr", "fisher", "iso_c", "iso_cts", "magmax", "regmean", "tsv"}
+NEW = {"adamerging", "adamerging_pp", "emr", "fisher", "iso_c", "iso_cts", "magmax", "regmean", "tsv"}
 WITHOUT_BASE = {"linear", "karcher", "passthrough"}
 ALONE = {"passthrough": 1, "slerp": 1, "nearswap": 1, "arcee_fusion": 1, "nuslerp": 2}
 Shape = tuple[int, ...]
