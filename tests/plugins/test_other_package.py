@@ -281,7 +281,8 @@ def test_without_the_package_the_names_are_unknown(tmp_path: Path) -> None:
     assert run_with(tmp_path, WITHOUT).stdout.splitlines() == [
         "unknown merge method 'largest'. Known: adamerging, adamerging_pp, arcee_fusion, breadcrumbs, "
         "breadcrumbs_ties, dare_linear, dare_ties, della, della_linear, emr, fisher, iso_c, iso_cts, karcher, linear, "
-        "magmax, model_stock, multislerp, nearswap, nuslerp, passthrough, ram, ramplus_tl, regmean, sce, slerp, task_arithmetic, ties, tsv",
+        "magmax, model_stock, multislerp, nearswap, nuslerp, passthrough, ram, ramplus_tl, regmean, sce, slerp, "
+        "task_arithmetic, ties, tsv",
         "unknown router 'sticky'. Known: simple, token, topk",
         "unknown adapter 'shift'. Known: bottleneck, linear",
     ]
