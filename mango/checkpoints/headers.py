@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,11 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         text = head[8 : 8 + length] + stream.read(max(0, length - len(head) + 8))
     if len(text) < length:
         raise IntegrityError(f"{file}: truncated inside its header ({size} bytes); copy or download it again")
+    with _collecting_later():
+        return _tensors(file, text, length, size)
+
+
+def _tensors(file: Path, text: bytes, length: int, size: int) -> dict[str, TensorInfo]:
     try:
         document = parse_json(text, f"{file}: header", _BOUNDS)
     except UnsafeFileError:
@@ -81,6 +89,18 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     infos.sort(key=lambda info: (info.start, info.end))
     _check_ranges(file, infos, 8 + length, size)
     return {info.name: info for info in infos}
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Look for no garbage meanwhile: of hundreds of thousands of objects that all stay, each look costs more."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _tensor(file: Path, name: str, entry: Any, base: int) -> TensorInfo:
