@@ -12,6 +12,7 @@ import torch
 from mango.tensors.brackets import Bracket, Found
 from mango.tensors.masks import keep_only
 from mango.tensors.pieces import piece_elements, pieces, wide_piece_elements
+from mango.tensors.scratch import Scratch
 
 _KEY_BITS = 48  # of the 64; what is left orders non-negative doubles into at most 2**15 bins
 _NUM_BINS = 1 << 16
@@ -86,16 +87,14 @@ def num_kept(density: float, num_elements: int) -> int:
     return min(num_elements, max(1, math.floor(density * num_elements * (1 + 2.0**-51))))
 
 
-def difference_magnitude(parts: list[torch.Tensor], first: int, step: int) -> torch.Tensor:
-    """Return the magnitudes of a tensor, or of the difference of two."""
-    wide = parts[0].double()
-    if len(parts) == 1:
-        return wide.abs()
-    return (wide - parts[1].double()).abs_()
+def _difference(parts: list[torch.Tensor], buffers: Scratch) -> torch.Tensor:
+    """Return the magnitudes of a tensor, or of the difference of two, in a buffer."""
+    wide = buffers.double(parts[0])
+    return wide.abs_() if len(parts) == 1 else wide.sub_(buffers.double(parts[1])).abs_()
 
 
 def keep_largest(
-    tensors: Sequence[torch.Tensor], counts: Sequence[int], magnitude: Magnitude = difference_magnitude
+    tensors: Sequence[torch.Tensor], counts: Sequence[int], magnitude: Magnitude | None = None
 ) -> list[Kept]:
     """Choose the elements of largest magnitude, for one or several counts; ties go to the first positions.
 
@@ -121,19 +120,20 @@ def keep_largest(
 class _Magnitudes:
     """A tensor's magnitudes, computed anew whenever they are looked at."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor], magnitude: Magnitude) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor], magnitude: Magnitude | None) -> None:
         self._flat = [tensor.reshape(-1) for tensor in tensors]
         self._magnitude = magnitude
         self.size = self._flat[0].numel()
         self._step = wide_piece_elements() if self._flat[0].device.type == "cpu" else piece_elements(self._flat[0])
 
     def _pieces(self) -> Iterator[torch.Tensor]:
+        """Yield the magnitudes of each piece, good until the next one is asked for."""
         for i, parts in enumerate(pieces(self._flat, self._step)):
-            yield self._magnitude(parts, i * self._step, 1)
+            with Scratch() as buffers:
+                yield self._of(parts, i * self._step, 1, buffers)
 
-    def _piece(self, index: int) -> torch.Tensor:
-        first = index * self._step
-        return self._magnitude([tensor[first : first + self._step] for tensor in self._flat], first, 1)
+    def _of(self, parts: list[torch.Tensor], first: int, step: int, buffers: Scratch) -> torch.Tensor:
+        return _difference(parts, buffers) if self._magnitude is None else self._magnitude(parts, first, step)
 
     def choose(self, counts: Sequence[int]) -> list[Kept]:
         """Return the choice for counts that are over 0 and below the size."""
@@ -150,9 +150,10 @@ class _Magnitudes:
         if self.size <= _SMALL:
             return [Bracket(-math.inf, math.inf) for _ in counts]
         step = min(self.size // _SAMPLES, _SAMPLED) | 1  # odd, so that it does not fall into step with the rows
-        sample = self._magnitude([tensor[::step] for tensor in self._flat], 0, step).cpu().numpy()
-        sample.sort()
-        return [Bracket.around(sample, self.size - count, self.size) for count in counts]
+        with Scratch() as buffers:
+            sample = self._of([tensor[::step] for tensor in self._flat], 0, step, buffers).cpu().numpy()
+            sample.sort()
+            return [Bracket.around(sample, self.size - count, self.size) for count in counts]
 
     def _kept(self, found: Found) -> Kept:
         """Find the last element that is kept among those equal to the threshold."""
@@ -161,7 +162,10 @@ class _Magnitudes:
             if left <= ties:
                 if left == ties and not any(found.ties_by_piece[index + 1 :]):
                     return Kept(found.threshold, self.size)
-                places = (self._piece(index) == found.threshold).nonzero().view(-1)
+                first = index * self._step
+                with Scratch() as buffers:
+                    parts = [tensor[first : first + self._step] for tensor in self._flat]
+                    places = (self._of(parts, first, 1, buffers) == found.threshold).nonzero().view(-1)
                 return Kept(found.threshold, index * self._step + int(places[left - 1]))
             left -= ties
         raise AssertionError("the magnitudes changed between two looks at them")

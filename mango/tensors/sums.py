@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mango.tensors.pieces import pieces
+from mango.tensors.scratch import Scratch
 
 
 def weighted_sum(
@@ -27,18 +28,21 @@ def weighted_sum(
     Returns:
         A tensor of that shape. A tensor whose coefficient is 0 counts too, so that a NaN in it shows.
     """
-    result: torch.Tensor | None = None
-    for tensor, coefficient in zip(tensors, coefficients, strict=True):
-        wide = tensor.double()
-        if isinstance(coefficient, torch.Tensor):
-            result = wide * coefficient if result is None else result.addcmul_(wide, coefficient)
-        elif result is None:
-            result = wide.mul_(coefficient) if wide is not tensor else wide * coefficient
-        else:
-            result.add_(wide, alpha=coefficient)
-    if result is None:
+    if not tensors:
         raise AssertionError("a sum of no tensors has no shape")
-    return (result if divisor == 1.0 else result.div_(divisor)).to(dtype)
+    with Scratch() as buffers:
+        result, wide = buffers.like(tensors[0]), None
+        for tensor, coefficient in zip(tensors, coefficients, strict=True):
+            if wide is None:
+                wide = buffers.like(tensor)
+                result.copy_(tensor).mul_(coefficient)
+            elif isinstance(coefficient, torch.Tensor):
+                result.addcmul_(wide.copy_(tensor), coefficient)
+            else:
+                result.add_(wide.copy_(tensor), alpha=coefficient)
+        if divisor != 1.0:
+            result.div_(divisor)
+        return result.to(dtype, copy=True)
 
 
 def scalar_products(tensors: Sequence[torch.Tensor], base: torch.Tensor | None = None) -> torch.Tensor:

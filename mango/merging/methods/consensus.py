@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from pydantic import ConfigDict, Field
 
 from mango.config import Frozen
 from mango.merging.methods.weights import change_total
+from mango.tensors.scratch import Scratch
 
 ROUNDING = 2.0**-50
 """A sum this small beside the sum of its magnitudes is rounding noise of float64, and elects no sign."""
@@ -31,7 +32,7 @@ class SparseParams(ChangeParams):
 
 def add_changes(
     start: torch.Tensor,
-    changes: Sequence[torch.Tensor],
+    changes: Iterable[torch.Tensor],
     *,
     weight: Sequence[float],
     method: str,
@@ -48,7 +49,7 @@ def add_changes(
 
     Args:
         start: the base, float64; left alone.
-        changes: float64 differences from it, of its shape; they are used up.
+        changes: float64 differences from it, of its shape, one asked for at a time; they are used up.
         weight: one weight for each.
         method: name of the method, for messages.
         elect: whether signs are elected.
@@ -64,24 +65,28 @@ def add_changes(
         MergeError: the weights to divide by sum to zero.
     """
     factors = list(weight) if scales is None else [w * s for w, s in zip(weight, scales, strict=True)]
-    if not elect:
-        scale = lambda_ / (change_total(method, weight) if normalize else 1.0)
-        result = start.clone()
-        for change, factor in zip(changes, factors, strict=True):
-            result.add_(change, alpha=factor * scale)
-        return result.to(dtype)
-    sides = _Sides(start, normalize)
-    for change, w, factor in zip(changes, weight, factors, strict=True):
-        sides.add(change, w, factor)
-    return start.add(sides.elected(), alpha=lambda_).to(dtype)
+    with Scratch() as buffers:
+        if not elect:
+            scale = lambda_ / (change_total(method, weight) if normalize else 1.0)
+            result = buffers.double(start)
+            for change, factor in zip(changes, factors, strict=True):
+                result.add_(change, alpha=factor * scale)
+        else:
+            sides = _Sides(buffers, normalize)
+            for change, w, factor in zip(changes, weight, factors, strict=True):
+                sides.add(change, w, factor)
+            elected = sides.elected()
+            result = torch.add(start, elected, alpha=lambda_, out=elected)
+        return result.to(dtype, copy=True)
 
 
 def elected_signs(changes: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sign of the sum of float64 tensors, 0 where it is zero up to rounding; shape of one of them."""
-    sides = _Sides(changes[0], normalize=False)
-    for change in changes:
-        sides.add(change.clone(), 1.0, 1.0)
-    return sides.signs()
+    with Scratch() as buffers:
+        sides = _Sides(buffers, normalize=False)
+        for change in changes:
+            sides.add(buffers.double(change), 1.0, 1.0)
+        return sides.signs().clone()
 
 
 class _Sides:
@@ -91,35 +96,59 @@ class _Sides:
     which are many times slower than arithmetic in torch.
     """
 
-    def __init__(self, like: torch.Tensor, normalize: bool) -> None:
-        self._up, self._down = torch.zeros_like(like), torch.zeros_like(like)
-        self._weights = (torch.zeros_like(like), torch.zeros_like(like)) if normalize else None
+    def __init__(self, buffers: Scratch, normalize: bool) -> None:
+        self._buffers = buffers
+        self._pulls: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._weights: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._spare: torch.Tensor | None = None
+        self._normalize = normalize
         self._given: list[float] = []
 
     def add(self, change: torch.Tensor, weight: float, factor: float) -> None:
         """Add a difference, which is used up, times a factor; its weight is what is divided by."""
         self._given.append(weight)
-        up = change.mul_(factor).clamp(min=0.0)
+        up = torch.clamp(change.mul_(factor), min=0.0, out=self._free(change))
         down = torch.sub(up, change, out=change)  # exact: one of the two is zero
-        self._up.add_(up)
-        self._down.add_(down)
+        if self._pulls is None:
+            like = self._buffers.double
+            self._pulls = like(up), like(down)
+            if self._normalize:
+                self._weights = like(up.sign_()).mul_(weight), like(down.sign_()).mul_(weight)
+            return
+        self._pulls[0].add_(up)
+        self._pulls[1].add_(down)
         if self._weights is not None:
             self._weights[0].add_(up.sign_(), alpha=weight)
             self._weights[1].add_(down.sign_(), alpha=weight)
 
     def signs(self) -> torch.Tensor:
         """Return 1 where the elements are pulled up, -1 where down, 0 where both pulls are equal up to rounding."""
-        total = self._up - self._down
-        noise = (self._up + self._down).mul_(ROUNDING)
-        decided = noise.neg_().add_(total.abs()).clamp_(min=0.0).sign_()
+        up, down = self._both()
+        like = self._buffers.like
+        total = torch.sub(up, down, out=like(up))
+        size = torch.abs(total, out=self._free(up))
+        decided = torch.add(up, down, out=like(up)).mul_(-ROUNDING).add_(size).clamp_(min=0.0).sign_()
         return total.sign_().mul_(decided)
 
+    def _free(self, like: torch.Tensor) -> torch.Tensor:
+        """Return a buffer of a shape that is good until it is asked for again."""
+        if self._spare is None:
+            self._spare = self._buffers.like(like)
+        return self._spare
+
+    def _both(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._pulls is None:
+            raise AssertionError("no difference was added")
+        return self._pulls
+
     def elected(self) -> torch.Tensor:
-        """Return the sum of the larger side, or the mean over it; zero where no sign is elected."""
+        """Return the sum of the larger side, or the mean over it; zero where no sign is elected. It uses them up."""
         elected = self.signs()
-        result = torch.maximum(self._up, self._down)  # NaN stays NaN
+        up, down = self._both()
+        result = torch.maximum(up, down, out=up)  # NaN stays NaN
         if self._weights is not None:
-            divisor = torch.lerp(self._weights[1], self._weights[0], elected.add(1.0).mul_(0.5))
+            share = self._free(elected).copy_(elected).add_(1.0).mul_(0.5)
+            divisor = torch.lerp(self._weights[1], self._weights[0], share, out=share)
             if min(self._given) < 0:  # those that agree may cancel out; their sum is left undivided then
                 vanishing = divisor.abs() <= 1e-12 * sum(map(abs, self._given))
                 divisor.masked_fill_(vanishing, 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from mango.merging.methods.consensus import SparseParams, add_changes
 from mango.merging.registry import merge_method
 from mango.tensors.masks import keep_only
 from mango.tensors.randomness import keep_at_random
+from mango.tensors.scratch import Scratch
 
 
 class DareParams(SparseParams):
@@ -69,17 +70,19 @@ def dare_linear(
     Source:
         Yu et al., "Language Models are Super Mario" (2023), arXiv:2311.03099, section 3.2.
     """
-    return add_changes(
-        base.double(),
-        _thinned(tensors, base, density, seeds, first_position),
-        weight=weight,
-        method="dare_linear",
-        elect=False,
-        normalize=normalize,
-        lambda_=lambda_,
-        dtype=dtype or base.dtype,
-        scales=_scales(density, rescale),
-    )
+    with Scratch() as buffers:
+        start = buffers.double(base)
+        return add_changes(
+            start,
+            _thinned(tensors, start, density, seeds, first_position, buffers),
+            weight=weight,
+            method="dare_linear",
+            elect=False,
+            normalize=normalize,
+            lambda_=lambda_,
+            dtype=dtype or base.dtype,
+            scales=_scales(density, rescale),
+        )
 
 
 @merge_method(
@@ -124,36 +127,37 @@ def dare_ties(
     Source:
         arXiv:2311.03099, section 3.2, and arXiv:2306.01708, algorithm 1.
     """
-    return add_changes(
-        base.double(),
-        _thinned(tensors, base, density, seeds, first_position),
-        weight=weight,
-        method="dare_ties",
-        elect=True,
-        normalize=normalize,
-        lambda_=lambda_,
-        dtype=dtype or base.dtype,
-        scales=_scales(density, rescale),
-    )
+    with Scratch() as buffers:
+        start = buffers.double(base)
+        return add_changes(
+            start,
+            _thinned(tensors, start, density, seeds, first_position, buffers),
+            weight=weight,
+            method="dare_ties",
+            elect=True,
+            normalize=normalize,
+            lambda_=lambda_,
+            dtype=dtype or base.dtype,
+            scales=_scales(density, rescale),
+        )
 
 
 def _thinned(
     tensors: Sequence[torch.Tensor],
-    base: torch.Tensor,
+    start: torch.Tensor,
     density: Sequence[float],
     seeds: Sequence[int] | None,
     first_position: int,
-) -> list[torch.Tensor]:
-    start = base.double()
-    changes = []
+    buffers: Scratch,
+) -> Iterator[torch.Tensor]:
+    change = buffers.like(start)
     for tensor, share, seed in zip(tensors, density, seeds or range(len(tensors)), strict=True):
-        change = tensor.double() - start
+        change.copy_(tensor).sub_(start)
         if share < 1:
             keep_only(
                 change, keep_at_random(seed, first_position, change.numel(), share, change.device).view_as(change)
             )
-        changes.append(change)
-    return changes
+        yield change
 
 
 def _scales(density: Sequence[float], rescale: bool) -> list[float]:

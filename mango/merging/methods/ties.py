@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 
 from mango.merging.methods.consensus import SparseParams, add_changes
-from mango.merging.methods.trimming import Trim, measure_trims
+from mango.merging.methods.trimming import Trim, measure_trims, trimmed
 from mango.merging.registry import merge_method
+from mango.tensors.scratch import Scratch
 
 
 class TiesParams(SparseParams):
@@ -81,18 +82,15 @@ def ties(
     """
     if trims is None:
         trims = _measure(tensors, base=base, density=density, rescale=rescale)["trims"]
-    start = base.reshape(-1).double()
-    changes = (
-        trim.apply(tensor.reshape(-1).double() - start, first_position)
-        for tensor, trim in zip(tensors, trims, strict=True)
-    )
-    return add_changes(
-        start,
-        list(changes),
-        weight=weight,
-        method="ties",
-        elect=True,
-        normalize=normalize,
-        lambda_=lambda_,
-        dtype=dtype or base.dtype,
-    ).view(base.shape)
+    with Scratch() as buffers:
+        start = buffers.double(base.reshape(-1))
+        return add_changes(
+            start,
+            trimmed(tensors, start, trims, first_position, buffers),
+            weight=weight,
+            method="ties",
+            elect=True,
+            normalize=normalize,
+            lambda_=lambda_,
+            dtype=dtype or base.dtype,
+        ).view(base.shape)

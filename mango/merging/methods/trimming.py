@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mango.tensors.pieces import pieces
+from mango.tensors.scratch import Scratch
 from mango.tensors.selection import Kept, keep_largest, num_kept
 
 
@@ -76,6 +77,30 @@ def measure_trims(
         trim = Trim(kept if count else Kept(math.inf, -1), chosen.get(num_outliers))
         trims.append(_rescaled(trim, tensor, base) if rescale else trim)
     return tuple(trims)
+
+
+def trimmed(
+    tensors: Sequence[torch.Tensor],
+    start: torch.Tensor,
+    trims: Sequence[Trim],
+    first_position: int,
+    buffers: Scratch,
+) -> Iterator[torch.Tensor]:
+    """Yield what is kept of the differences of pieces from their base, each in a buffer that the next one takes over.
+
+    Args:
+        tensors: floating point pieces of one shape.
+        start: that of the base, flat float64.
+        trims: what is kept of each.
+        first_position: flat position of their first element in the whole tensors.
+        buffers: where the differences are made.
+
+    Yields:
+        A flat float64 piece for each model, to be used up before the next one is asked for.
+    """
+    change = buffers.like(start)
+    for tensor, trim in zip(tensors, trims, strict=True):
+        yield trim.apply(change.copy_(tensor.reshape(-1)).sub_(start), first_position)
 
 
 def _rescaled(trim: Trim, tensor: torch.Tensor, base: torch.Tensor) -> Trim:
