@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ MAX_BYTES = 1 << 17
 """A parser that remembers lines takes about a second for so many."""
 MAX_VALUES = 20_000
 """Bound on values after aliases are followed: a few lines of nested aliases can stand for billions."""
+
+
+MAX_DEPTH = 64
+"""Bound on brackets inside each other: the parser looks through all that are open at every token."""
 
 
 @dataclass
@@ -90,6 +95,7 @@ def _parse(text: str, name: str) -> Any:
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     reader = YAML(typ="rt")
+    reader.Scanner = _bounded_scanner()
     try:
         return reader.load(text)
     except DuplicateKeyError as error:
@@ -107,6 +113,23 @@ def _parse(text: str, name: str) -> Any:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # what ruamel.yaml raises at a scalar that its type cannot hold, such as the date 2026-99-99
         raise ConfigError(f"{name} is not YAML: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+@cache
+def _bounded_scanner() -> type[Any]:
+    from ruamel.yaml.scanner import RoundTripScanner, ScannerError
+
+    class BoundedScanner(RoundTripScanner):
+        """A scanner that refuses brackets inside each other beyond the bound."""
+
+        def fetch_flow_collection_start(self, *given: Any, **named: Any) -> None:
+            """Open a bracket."""
+            if len(self.flow_context) >= MAX_DEPTH:
+                problem = f"more than {MAX_DEPTH} brackets lie inside each other"
+                raise ScannerError(None, None, problem, self.reader.get_mark())
+            super().fetch_flow_collection_start(*given, **named)
+
+    return BoundedScanner
 
 
 def _plain(value: Any, key: Key, name: str, lines: dict[Key, int], budget: Iterator[int]) -> Any:
