@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from mango import console
 from mango.fusion import MolPreTrainedModel
+from mango.training.checkpoints import read_state
 from mango.training.starts import StartReport
+from mango.training.stopping import EarlyStopping
 from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog
 
 if TYPE_CHECKING:
@@ -105,10 +108,14 @@ def fit(
     if job.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     metrics = MetricsLog(log)
+    stopping = EarlyStopping(model, job.train.patience) if job.train.patience else None
+    if stopping is not None and checkpoint is not None:
+        stopping.restore(checkpoint, read_state(checkpoint)["best"])
     trainer = FusedTrainer(
         train=job.train,
         fingerprint=fingerprint,
         resumed=checkpoint,
+        stopping=stopping,
         model=model,
         args=_arguments(job, folder, device),
         train_dataset=train,
@@ -117,12 +124,20 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     if job.train.steps and (model.iter_routers() or model.iter_adapters()):
-        console.note(f"{what}: training {job.train.steps} steps")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    last = metrics.curve.setdefault(job.train.steps, {})
-    if "validation" not in last:
-        last["validation"] = float(trainer.evaluate()["eval_loss"])
-    summary = {"validation": last["validation"]}
+        if stopping is not None and checkpoint is not None and stopping.has_stopped:
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            metrics.on_train_begin(trainer.args, trainer.state, trainer.control)
+        else:
+            console.note(f"{what}: training {job.train.steps} steps")
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stopping is None or not stopping.has_stopped:
+        last = metrics.curve.setdefault(job.train.steps, {})
+        if "validation" not in last:
+            last["validation"] = float(trainer.evaluate()["eval_loss"])
+        summary = {"validation": last["validation"]}
+    if stopping is not None and stopping.best_loss is not None:
+        stopping.take_best()
+        summary = {"validation": stopping.best_loss, "best_step": float(stopping.best_step)}
     model.train(False)
     curve = [{"step": float(step), **values} for step, values in sorted(metrics.curve.items())]
     return Trained(model, curve, starts, summary)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mango.config import Frozen
+from mango.config import Frozen, Problem, refuse
 
 
 class LossParams(Frozen):
@@ -77,6 +77,8 @@ class TrainParams(Frozen):
         gradient_checkpointing: recompute spans in the backward pass to save memory.
         validation_sequences: sequences a domain for validation.
         validate_every: steps between two validations; 0 validates at the end only.
+        patience: validations in a row without a better loss after which the training ends with the weights of the best
+            one; 0 trains all steps and keeps the last.
         save_every: steps between two checkpoints that a killed run resumes from; 0 keeps none.
         log_every: steps between two lines of the log.
         losses: weights of the further losses.
@@ -97,8 +99,16 @@ class TrainParams(Frozen):
     gradient_checkpointing: bool = False
     validation_sequences: int = Field(default=2, ge=1)
     validate_every: int = Field(default=0, ge=0)
+    patience: int = Field(default=0, ge=0)
     save_every: int = Field(default=16, ge=0)
     log_every: int = Field(default=1, ge=1)
     losses: LossParams = LossParams()
     start: StartParams = StartParams()
     controls: ControlParams = ControlParams()
+
+    @model_validator(mode="after")
+    def _has_validations(self) -> Self:
+        if self.patience and not self.validate_every:
+            text = "counts validations, and validate_every is 0: set that above 0"
+            refuse([Problem("patience", text, depends=("validate_every",))])
+        return self

@@ -17,6 +17,7 @@ from mango.fusion import MolOutput, MolPreTrainedModel, Routing
 from mango.training.checkpoints import new_checkpoint, read_state
 from mango.training.losses import balance_loss, entropy_loss, load_of, supervision_loss, z_loss
 from mango.training.params import TrainParams
+from mango.training.stopping import EarlyStopping
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 
@@ -28,16 +29,26 @@ class FusedTrainer(Trainer):
         train: parameters of the training.
         fingerprint: of everything that the run depends on; it goes into checkpoints.
         resumed: the checkpoint that `train` is going to resume.
+        stopping: what ends the training early, if anything does.
         kwargs: what ``transformers.Trainer`` takes.
     """
 
     def __init__(
-        self, *, train: TrainParams, fingerprint: str = "", resumed: Path | None = None, **kwargs: Any
+        self,
+        *,
+        train: TrainParams,
+        fingerprint: str = "",
+        resumed: Path | None = None,
+        stopping: EarlyStopping | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.train_params = train
         self.fingerprint = fingerprint
         self.resumed = resumed
+        self.stopping = stopping
+        if stopping is not None:
+            self.add_callback(stopping)
         self._saves_into: Path | None = None
         self.add_callback(_RestoreSums(self))
         self._parts: dict[str, Tensor] = {}
@@ -162,7 +173,10 @@ class FusedTrainer(Trainer):
             "parts": {name: float(value) for name, value in self._parts.items()},
             "num_parts": self._num_parts,
         }
-        with new_checkpoint(folder, step, self.fingerprint, {"sums": sums}) as new:
+        numbers: dict[str, Any] = {"sums": sums}
+        with new_checkpoint(folder, step, self.fingerprint, numbers) as new:
+            if self.stopping is not None:
+                numbers["best"] = self.stopping.save(new)
             with saving(folder / f"checkpoint-{step}"):
                 self._saves_into = new
                 try:
