@@ -4,35 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from mango.checkpoints import Checkpoint, ModelSource, replace_folder, sha256_file, verify
+from mango.checkpoints import Checkpoint, ModelSource, sha256_file, verify
 from mango.config import Frozen
-from mango.errors import CheckpointError, IntegrityError, MergeError
+from mango.errors import MergeError
 from mango.merging import MERGERS, load_document, merge, merge_method, plan
-from tests.merging.conftest import VOCABULARY, save_tokenizer, tiny_llama
+from tests.merging.conftest import VOCABULARY, save_tokenizer
+from tests.merging.documents import DOCUMENTS, Family, MakeModel, document, weights
 from tests.reference import merging as reference
-
-Family = dict[str, ModelSource]
-MakeModel = Callable[..., Path]
-
-
-def document(method: str, *names: str, **parameters: Any) -> dict[str, Any]:
-    data = {"merge_method": method, "models": [{"model": name} for name in names], "parameters": parameters}
-    if method != "linear":
-        data["base_model"] = names[0] if method == "slerp" else "base"
-    return data
-
-
-def weights(source: ModelSource | Path) -> dict[str, torch.Tensor]:
-    return load_file(Path(source.source if isinstance(source, ModelSource) else source) / "model.safetensors")
 
 
 def exact(method: str, base: torch.Tensor, models: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -44,17 +30,6 @@ def exact(method: str, base: torch.Tensor, models: Sequence[torch.Tensor]) -> to
         "slerp": lambda: reference.slerp(arrays[0], arrays[1], 0.3),
     }[method]()
     return torch.from_numpy(result).to(base.dtype)
-
-
-DOCUMENTS: dict[str, dict[str, Any]] = {
-    "linear": {
-        "merge_method": "linear",
-        "models": [{"model": n, "parameters": {"weight": w}} for n, w in (("a", 1.0), ("b", 2.0), ("c", 0.5))],
-    },
-    "task_arithmetic": document("task_arithmetic", "a", "b", "c", weight=1.0, **{"lambda": 0.4}),
-    "ties": document("ties", "a", "b", "c", weight=1.0, density=0.3),
-    "slerp": document("slerp", "a", "b", t=0.3),
-}
 
 
 @pytest.mark.parametrize("method", sorted(DOCUMENTS))
@@ -243,168 +218,6 @@ def test_gpt2_checkpoints_with_and_without_prefix_and_masks(tmp_path: Path) -> N
     assert torch.equal(merged[f"transformer.{name}"], mean.float())
 
 
-class TestRefusals:
-    """Each is one clear error, before a weight is read, and leaves the previous output as it was."""
-
-    @pytest.fixture(autouse=True)
-    def _old_output_stays(self, tmp_path: Path) -> Iterator[None]:
-        with replace_folder(tmp_path / "out") as new:
-            (new / "config.json").write_text("old")
-        yield
-        verify(tmp_path / "out")
-        assert (tmp_path / "out" / "config.json").read_text() == "old"
-        assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-    @pytest.fixture
-    def no_reading(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(self: Checkpoint, name: str) -> torch.Tensor:
-            raise AssertionError(f"{name} was read")
-
-        monkeypatch.setattr(Checkpoint, "tensor", refuse)
-
-    def refused(self, tmp_path: Path, family: Family, message: str, data: dict[str, Any] | None = None) -> str:
-        with pytest.raises(MergeError, match=message) as caught:
-            merge(data or DOCUMENTS["linear"], tmp_path / "out", family)
-        return str(caught.value)
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_missing_models(self, tmp_path: Path, family: Family) -> None:
-        del family["b"]
-        family["c"] = ModelSource(source=str(tmp_path / "nothing"))
-        text = self.refused(tmp_path, family, "model 'b': b: there is no such folder")
-        assert "model 'c': " in text
-        assert "no such model folder or file" in text
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_adapters(self, tmp_path: Path, family: Family) -> None:
-        (tmp_path / "lora").mkdir()
-        named = f"b+{tmp_path / 'lora'}"
-        self.refused(
-            tmp_path, family, "holds no adapter_config.json, so it is no", document("linear", "a", named, weight=1)
-        )
-        self.refused(tmp_path, family, "more than one adapter", document("linear", "a", "b+c+d", weight=1))
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_another_architecture(self, tmp_path: Path, family: Family, make_model: MakeModel) -> None:
-        config = GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=VOCABULARY, n_positions=32)
-        family["b"] = ModelSource(source=str(make_model("gpt2", model=GPT2LMHeadModel(config))))
-        text = self.refused(tmp_path, family, "'b' is of another architecture than 'a'")
-        assert "model_type 'gpt2' against 'llama'" in text
-        assert len(text.splitlines()) == 1
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_another_width(self, tmp_path: Path, family: Family, make_model: MakeModel) -> None:
-        family["b"] = ModelSource(source=str(make_model("wide", hidden_size=32)))
-        self.refused(tmp_path, family, r"'b' is of another architecture .*hidden_size 32 against 16")
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_another_vocabulary(self, tmp_path: Path, family: Family, make_model: MakeModel) -> None:
-        family["b"] = ModelSource(source=str(make_model("other", text="völlig anderer Text")))
-        self.refused(
-            tmp_path, family, r"tokenizer of model 'b' is not that of 'a' .*: the same id stands for different"
-        )
-
-    def edit(self, source: ModelSource, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-        file = Path(source.source) / "model.safetensors"
-        tensors = load_file(file)
-        change(tensors)
-        save_file(tensors, file, {"format": "pt"})
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_missing_and_surplus_tensors(self, tmp_path: Path, family: Family) -> None:
-        self.edit(family["b"], lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-        self.refused(
-            tmp_path, family, r"layers\.1\.mlp\.up_proj\.weight: model 'b' has no tensor mlp\.up_proj\.weight of"
-        )
-        self.edit(family["c"], lambda tensors: tensors.update({"value_head.weight": torch.ones(1)}))
-        self.refused(tmp_path, family, r"model 'c' has value_head\.weight that 'a' does not have")
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_a_missing_block(self, tmp_path: Path, family: Family) -> None:
-        def remove(tensors: dict[str, torch.Tensor]) -> None:
-            for name in [name for name in tensors if ".layers.2." in name]:
-                del tensors[name]
-
-        self.edit(family["b"], remove)
-        self.refused(tmp_path, family, r"model 'b': .*: config\.json says 3 blocks, the weights have 2")
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_shapes_that_differ(self, tmp_path: Path, family: Family) -> None:
-        self.edit(family["b"], lambda tensors: tensors.update({"model.norm.weight": torch.ones(15)}))
-        self.refused(tmp_path, family, r"model\.norm\.weight: \[15\] in model 'b' and \[16\] in 'a'")
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_types_that_cannot_be_merged(self, tmp_path: Path, family: Family) -> None:
-        self.edit(family["b"], lambda tensors: tensors.update({"model.norm.weight": torch.ones(16, dtype=torch.int8)}))
-        self.refused(tmp_path, family, r"model\.norm\.weight: element type I8 cannot be merged")
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_quantised_weights(self, tmp_path: Path, family: Family) -> None:
-        path = Path(family["b"].source) / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "x"}}))
-        self.refused(tmp_path, family, r"model 'b': .*: its weights are quantised \(x\), and there is no way")
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_a_range_beyond_the_model(self, tmp_path: Path, family: Family) -> None:
-        data = {
-            "merge_method": "linear",
-            "slices": [{"sources": [{"model": "a", "layer_range": [1, 5]}]}],
-            "parameters": {"weight": 1},
-        }
-        self.refused(tmp_path, family, r"layer_range: \[1, 5\] goes beyond the 3 blocks of model 'a'", data)
-
-    @pytest.mark.usefixtures("no_reading")
-    def test_parameters_that_are_missing_or_cancel(self, tmp_path: Path, family: Family) -> None:
-        self.refused(tmp_path, family, "no parameter 'weight' of model 'a'", document("linear", "a", "b"))
-        data = document("linear", "a", "b", weight={"filter": "mlp", "value": 1})
-        self.refused(tmp_path, family, r"model\.embed_tokens\.weight: no parameter 'weight'", data)
-        data = document("linear", "a", "b", weight=1)
-        data["models"][0]["parameters"] = {"weight": -1}
-        self.refused(tmp_path, family, "sum to zero", data)
-
-    def test_a_truncated_shard(self, tmp_path: Path, family: Family) -> None:
-        file = Path(family["b"].source) / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:-100])
-        self.refused(tmp_path, family, r"model 'b': .*model\.safetensors: truncated")
-
-    def test_one_flipped_bit(self, tmp_path: Path, family: Family) -> None:
-        source = tmp_path / "sealed"
-        with replace_folder(source) as new:
-            for path in Path(family["b"].source).iterdir():
-                (new / path.name).write_bytes(path.read_bytes())
-        content = bytearray((source / "model.safetensors").read_bytes())
-        content[-5] ^= 1
-        (source / "model.safetensors").write_bytes(content)
-        family["b"] = ModelSource(source=str(source))
-        with pytest.raises(IntegrityError, match=r"model\.safetensors: BLAKE3 is"):
-            merge(DOCUMENTS["linear"], tmp_path / "out", family)
-
-    @pytest.mark.parametrize("method", sorted(DOCUMENTS))
-    def test_nan(self, tmp_path: Path, family: Family, method: str) -> None:
-        def spoil(tensors: dict[str, torch.Tensor]) -> None:
-            tensors["model.norm.weight"][3] = float("nan")
-
-        self.edit(family["b"], spoil)
-        self.refused(tmp_path, family, r"model\.norm\.weight: .*not finite in BF16", DOCUMENTS[method])
-
-    def test_overflow(self, tmp_path: Path, family: Family) -> None:
-        self.edit(family["b"], lambda tensors: tensors["model.norm.weight"].fill_(1e9))
-        data = {**DOCUMENTS["linear"], "out_dtype": "float16"}
-        self.refused(tmp_path, family, r"not finite in F16: .*out_dtype: float32", data)
-
-    def test_a_shard_outside_of_its_folder(self, tmp_path: Path, family: Family) -> None:
-        folder = Path(family["b"].source)
-        (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
-        index = {"weight_map": dict.fromkeys(load_file(tmp_path / "outside.safetensors"), "../outside.safetensors")}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        self.refused(tmp_path, family, "model 'b': .*a shard lies beside its index")
-
-    def test_an_output_that_cannot_be_written(self, tmp_path: Path, family: Family) -> None:
-        (tmp_path / "file").touch()
-        with pytest.raises(CheckpointError, match="file: is a file; a folder was to be written"):
-            merge(DOCUMENTS["linear"], tmp_path / "file", family)
-
-
 def test_configurations_that_differ_are_noted(family: Family) -> None:
     path = Path(family["b"].source) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rms_norm_eps": 0.5}))
@@ -449,66 +262,3 @@ def test_a_merged_model_can_be_merged_onto_itself(tmp_path: Path, family: Family
     family["a"] = ModelSource(source=str(tmp_path / "out"))
     merge(document("slerp", "a", "b", t=0.0), tmp_path / "out", family)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "out").items())
-
-
-MEASURED = """
-import json, sys, threading
-from pathlib import Path
-from mango.checkpoints import ModelSource
-from mango.merging import merge
-
-def anonymous_bytes():
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("RssAnon:")[1].split()[0]) * 1024
-
-def watch():
-    global peak
-    while not done.wait(0.002):
-        peak = max(peak, anonymous_bytes())
-
-documents, out, sources = json.loads(sys.argv[1])
-models = {name: ModelSource(source=source) for name, source in sources.items()}
-small = {**models, **{name: models["small"] for name in "abc"}}
-for document in documents:
-    merge(document, out + "-warm", small)
-    before, peak, done = anonymous_bytes(), 0, threading.Event()
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    merge(document, out, models)
-    done.set()
-    watcher.join()
-    print(peak - before)
-"""
-
-
-@pytest.mark.slow
-def test_memory_is_bounded_by_a_few_pieces(tmp_path: Path, make_model: MakeModel) -> None:
-    """Models of 200 MB, most of it in two tensors of 96 MB, are merged in less memory than half of one tensor."""
-    make_model("small", 1)
-    sources = {"small": str(tmp_path / "small")}
-    rows = 3 * 2**20
-    config = tiny_llama(0, tie_word_embeddings=False).config
-    config.vocab_size = rows
-    for seed, name in enumerate("abc"):
-        folder = tmp_path / name
-        folder.mkdir()
-        model = tiny_llama(seed, tie_word_embeddings=False).bfloat16()
-        model.config.vocab_size = rows
-        model.config.save_pretrained(folder)
-        save_tokenizer(folder)
-        tensors = dict(model.state_dict())
-        for tensor in ("model.embed_tokens.weight", "lm_head.weight"):
-            generator = torch.Generator().manual_seed(seed)
-            tensors[tensor] = torch.randn(rows, 16, generator=generator).bfloat16()
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        sources[name] = str(folder)
-    data = document("ties", "b", "c", weight=1.0, density=0.2) | {"base_model": "a"}
-    argument = json.dumps([[DOCUMENTS["linear"], data], str(tmp_path / "out"), sources])
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, argument], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 190e6
-    growth = [int(line) for line in done.stdout.split()]
-    assert len(growth) == 2
-    assert max(growth) < 96 * 2**20 / 2, growth
