@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import threading
 
 from mango.errors import UnsafeFileError
 
@@ -26,6 +27,8 @@ _CLONE_NEW = 0x7E020080  # every namespace that clone can make
 _TERMINAL_QUERIES = (0x5401, 0x5450, 0x5451)  # TCGETS, FIONCLEX, FIOCLEX: Python asks for them when it opens a file
 _MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _EPERM, _ENOSYS = 1, 38
+_importing = threading.Lock()
+"""A thread that waits for an import that fails in another gets half a module from Python, and no error."""
 
 
 @functools.cache
@@ -47,7 +50,8 @@ def filter_program(*, starting: bool) -> bytes:
         UnsafeFileError: libseccomp or its Python binding is missing.
     """
     try:
-        import pyseccomp
+        with _importing:
+            import pyseccomp
     except ModuleNotFoundError as error:
         raise UnsafeFileError(
             "sandbox: pyseccomp is missing, so nothing is loaded; run: pip install 'mango-compose[security]'"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +16,9 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mango import console
+from mango.checkpoints import write_file
 from mango.fusion import MolPreTrainedModel
-from mango.training.checkpoints import read_state
+from mango.training.checkpoints import latest_checkpoint, read_state, step_of
 from mango.training.starts import StartReport
 from mango.training.stopping import EarlyStopping
 from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog
@@ -74,6 +78,33 @@ def _arguments(job: Job, work: Path, device: torch.device | str) -> TrainingArgu
     # One process trains on one device: DataParallel would split what a fused model says of its routing.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def resume_or_start(
+    folder: Path, what: str, fingerprint: str, start: Callable[[StartReport], None]
+) -> tuple[Path | None, StartReport]:
+    """Find the checkpoint that a training goes on from; without one, start its adapters and routers.
+
+    Args:
+        folder: of its checkpoints; those of another run go away.
+        what: its name, in messages.
+        fingerprint: of everything that the training depends on.
+        start: starts adapters and routers, and fills in how well that went.
+
+    Returns:
+        The checkpoint, None where the training begins; and how well adapters and routers started.
+    """
+    checkpoint = latest_checkpoint(folder, fingerprint)
+    starts_file = folder / f"starts-{fingerprint[:16]}.json"
+    if checkpoint is not None and starts_file.is_file():
+        console.note(f"{what}: resuming from step {step_of(checkpoint)} ({checkpoint.as_posix()})")
+        return checkpoint, StartReport(**json.loads(starts_file.read_text()))
+    shutil.rmtree(folder, ignore_errors=True)
+    console.note(f"{what}: starting adapters and routers")
+    starts = StartReport()
+    start(starts)
+    write_file(starts_file, json.dumps(asdict(starts)))
+    return None, starts
 
 
 def fit(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from mango import console
 from mango.architectures.tasks import SEQ2SEQ
 from mango.blocks import BlockStore, load_source
-from mango.checkpoints import write_file
 from mango.corpus import Examples, ImageReader, examples, image_examples, predictions, regrets
 from mango.fusion import MolRowModel, Router, build_fused
-from mango.training.checkpoints import latest_checkpoint, step_of
-from mango.training.fitting import Trained, fit
+from mango.training.fitting import Trained, fit, resume_or_start
 from mango.training.starts import StartReport, fit_router, start_adapters_on
 from mango.training.trainer import LogMetrics
 
@@ -150,21 +145,14 @@ def train_head(
     chooses = bool(judge.iter_routers())
     fingerprint = job.fingerprint(what, store)
     folder = work / what
-    checkpoint = latest_checkpoint(folder, fingerprint)
-    starts = StartReport()
-    starts_file = folder / f"starts-{fingerprint[:16]}.json"
-    if checkpoint is not None and starts_file.is_file():
-        console.note(f"{what}: resuming from step {step_of(checkpoint)} ({checkpoint.as_posix()})")
-        starts = StartReport(**json.loads(starts_file.read_text()))
-    else:
-        checkpoint = None
-        shutil.rmtree(folder, ignore_errors=True)
-        console.note(f"{what}: starting adapters and routers")
+
+    def start(report: StartReport) -> None:
         batches = [_without_labels(batch, model.task) for batch in data.calibration.batches(job.train.batch_size)]
-        starts.adapters = start_adapters_on(model, store, batches, job.train.start)
+        report.adapters = start_adapters_on(model, store, batches, job.train.start)
         if chooses:
-            starts.routers = _start_routers(model, job, batches, row_targets(judge, data.regrets))
-        write_file(starts_file, json.dumps(asdict(starts)))
+            report.routers = _start_routers(model, job, batches, row_targets(judge, data.regrets))
+
+    checkpoint, starts = resume_or_start(folder, what, fingerprint, start)
     targets = row_targets(judge, data.train_regrets) if chooses and data.train_regrets is not None else None
     return fit(
         model,

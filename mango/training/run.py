@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from mango import console
 from mango.architectures.tasks import CAUSAL
 from mango.blocks import BlockStore, load_source
 from mango.checkpoints import (
@@ -37,10 +36,10 @@ from mango.fusion import (
     make_layout,
 )
 from mango.signals import resumes
-from mango.training.checkpoints import KEPT, how_it_resumes, latest_checkpoint, step_of
+from mango.training.checkpoints import KEPT, how_it_resumes
 from mango.training.controls import ResumedTrunk, continue_trunk, save_ordinary, self_stitch
 from mango.training.data import TokenDataset, mixture
-from mango.training.fitting import Trained, fit
+from mango.training.fitting import Trained, fit, resume_or_start
 from mango.training.heads import HeadData, prepare_head, train_head
 from mango.training.params import TrainParams
 from mango.training.starts import StartReport, routing_targets, source_losses, start_adapters, start_routers
@@ -187,29 +186,22 @@ def train_one(
     model = build_fused(store, job.fusion, job.router, job.adapter, seed=job.seed)
     model.to(device)  # type: ignore[arg-type]
     batch_size = job.train.batch_size
-    start = job.train.start
+    params = job.train.start
     assert isinstance(model, MolForCausalLM)
     judge = targets_from or model
-    targets = routing_targets(judge, data.losses, start.window) if judge.iter_routers() else None
+    targets = routing_targets(judge, data.losses, params.window) if judge.iter_routers() else None
     train_targets = None
     if data.train_losses is not None and targets is not None:
-        train_targets = routing_targets(judge, data.train_losses, start.window)
+        train_targets = routing_targets(judge, data.train_losses, params.window)
     fingerprint = job.fingerprint(what, store)
     folder = work / what
-    checkpoint = latest_checkpoint(folder, fingerprint)
-    starts = StartReport()
-    starts_file = folder / f"starts-{fingerprint[:16]}.json"
-    if checkpoint is not None and starts_file.is_file():
-        console.note(f"{what}: resuming from step {step_of(checkpoint)} ({checkpoint.as_posix()})")
-        starts = StartReport(**json.loads(starts_file.read_text()))
-    else:
-        checkpoint = None
-        shutil.rmtree(folder, ignore_errors=True)
-        console.note(f"{what}: starting adapters and routers")
-        starts.adapters = start_adapters(model, store, data.calibration, start, batch_size=batch_size)
+
+    def start(report: StartReport) -> None:
+        report.adapters = start_adapters(model, store, data.calibration, params, batch_size=batch_size)
         if targets is not None:
-            starts.routers = start_routers(model, data.calibration.input_ids, targets, start, batch_size=batch_size)
-        write_file(starts_file, json.dumps(asdict(starts)))
+            report.routers = start_routers(model, data.calibration.input_ids, targets, params, batch_size=batch_size)
+
+    checkpoint, starts = resume_or_start(folder, what, fingerprint, start)
     return fit(
         model,
         job,
