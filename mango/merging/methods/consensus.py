@@ -83,9 +83,9 @@ def add_changes(
 def elected_signs(changes: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sign of the sum of float64 tensors, 0 where it is zero up to rounding; shape of one of them."""
     with Scratch() as buffers:
-        sides = _Sides(buffers, normalize=False)
+        sides, used = _Sides(buffers, normalize=False), buffers.like(changes[0])
         for change in changes:
-            sides.add(buffers.double(change), 1.0, 1.0)
+            sides.add(used.copy_(change), 1.0, 1.0)
         return sides.signs().clone()
 
 
