@@ -332,12 +332,13 @@ def _write_weights(
     with compute_threads(threads) as (pool, count):
         lane = Lane(pool, count, devices)
         num_lanes = max(1, min(len(shards), count // 2))
-        if num_lanes == 1:
-            for number in range(len(shards)):
-                write(number)
-        else:
-            with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:
+        # A thread even for one file: where a deep stack ends a memory page, Python 3.11 maps and unmaps it at each call.
+        with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:
+            try:
                 list(lanes.map(write, range(len(shards))))
+            except BaseException:
+                lane.stop()
+                raise
     if len(shards) > 1:
         write_file(folder / INDEX_NAME, index_text(shards))
     return sum(resumed)

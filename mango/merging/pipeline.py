@@ -6,8 +6,9 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 
@@ -19,13 +20,16 @@ from mango.tensors.pieces import PIECE_ELEMENTS
 KEPT_BYTES = 2**22
 """Memory that may stay with the allocator for the next pieces."""
 
-LARGE_BYTES = 2**20
+LARGE_BYTES = 2**21
 """Larger buffers, such as samples of a whole tensor, go back to the kernel as soon as they are free."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
 HELD_BYTES_AHEAD = 2**28
 """Memory that tensors may hold which are prepared before their turn."""
+
+PIECES_AT_ONCE = 4
+"""Pieces that a thread merges before the next thread is told: waking one costs more than a small piece."""
 
 DEVICE_BYTES_AHEAD = 2**32
 """Memory of accelerators that they may hold there, likewise, for each file that is written at the same time."""
@@ -79,6 +83,11 @@ class Lane:
         self._window = 2 * num_threads + 2
         self._ahead = num_threads + 1
         self._devices = devices
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Let every thread that runs tensors end at its next piece."""
+        self._is_stopped = True
 
     def run(
         self, outputs: Sequence[OutputTensor], write: Callable[[torch.Tensor], None], done: Callable[[int], None]
@@ -89,31 +98,38 @@ class Lane:
             outputs: the tensors.
             write: called with the flat pieces of all tensors, in order.
             done: called with the index of each tensor when all of its pieces were written.
+
+        Raises:
+            CancelledError: it was stopped.
         """
-        pending: deque[Future[torch.Tensor] | int] = deque()
+        pending: deque[Future[list[torch.Tensor]] | int] = deque()
 
         def drain(down_to: int) -> None:
             while len(pending) > down_to:
+                if self._is_stopped:
+                    raise CancelledError
                 first = pending.popleft()
                 if isinstance(first, int):
                     done(first)
                 else:
-                    write(first.result())
+                    for piece in first.result():
+                        write(piece)
 
         for index, ready in self._prepared(outputs):
             if isinstance(ready, Future):
                 pending.append(ready)
             else:
-                for call in piece_calls(ready):
-                    pending.append(self._pool.submit(call))
+                calls = piece_calls(ready)
+                while some := list(islice(calls, PIECES_AT_ONCE if ready.device.type == "cpu" else 1)):
+                    pending.append(self._pool.submit(_called, some))
                     drain(self._window)
             pending.append(index)
             drain(2 * self._window)
         drain(0)
 
-    def _prepared(self, outputs: Sequence[OutputTensor]) -> Iterator[tuple[int, Prepared | Future[torch.Tensor]]]:
+    def _prepared(self, outputs: Sequence[OutputTensor]) -> Iterator[tuple[int, Prepared | Future[list[torch.Tensor]]]]:
         """Yield tensors that are ready for their pieces, or the result of small ones, in order."""
-        waiting: deque[tuple[int, Future[Prepared] | Future[torch.Tensor], bool, int]] = deque()
+        waiting: deque[tuple[int, Future[Prepared] | Future[list[torch.Tensor]], bool, int]] = deque()
         held = 0
         for index, output in enumerate(outputs):
             device = self._devices[index % len(self._devices)]
@@ -135,5 +151,9 @@ class Lane:
             yield number, (future if whole else future.result())  # type: ignore[misc]
 
 
-def _whole(output: OutputTensor, device: torch.device) -> torch.Tensor:
-    return merge_piece(prepare(output, device), 0, output.spec.num_elements)
+def _called(calls: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+    return [call() for call in calls]
+
+
+def _whole(output: OutputTensor, device: torch.device) -> list[torch.Tensor]:
+    return [merge_piece(prepare(output, device), 0, output.spec.num_elements)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +37,14 @@ class Bracket:
         low: the lower one; minus infinity where nothing is known.
         high: the higher one.
         room: how many values between them are expected; more cost another copy.
+        with_ends: count what equals one of the two as well, since many values do.
     """
 
     low: float
     high: float
     room: int = 1 << 16
-    _above: int = 0
+    with_ends: bool = False
+    _above: int = 0  # with those at the higher value, unless they are counted
     _at_high: list[int] = field(default_factory=list)
     _inside: list[int] = field(default_factory=list)
     _at_low: list[int] = field(default_factory=list)
@@ -65,21 +68,22 @@ class Bracket:
         first, last = math.floor(num * share - margin), math.ceil(num * share + margin)
         low = float(sample[first]) if first >= 0 else -math.inf
         high = float(sample[last]) if last < num else math.inf
-        return cls(low, high, room=min(size, math.ceil(2.5 * margin / num * size)))
+        some = sample[max(0, first - 1) : first + 2], sample[last - 1 : last + 2]
+        has_ties = any(len(ends) != len(np.unique(ends)) for ends in some)
+        return cls(low, high, min(size, math.ceil(2.5 * margin / num * size)), has_ties)
 
     def look_at(self, piece: torch.Tensor) -> None:
         """Count what is above and at the two values in a flat float64 piece, and gather what is between."""
-        if piece.device.type != "cpu":
-            self._above += int((piece > self.high).sum())
-            self._at_high.append(int((piece == self.high).sum()))
-            self._gather(piece[(piece > self.low) & (piece < self.high)].cpu().numpy())
-            self._at_low.append(int((piece == self.low).sum()))
+        values: Any = piece.numpy() if piece.device.type == "cpu" else piece  # NumPy compares faster
+        over = values > self.low
+        inside = over & (values < self.high)
+        self._gather(_on_host(values[inside]))
+        if not self.with_ends:
+            self._above += _num_true(over) - self._inside[-1]
             return
-        array = piece.numpy()
-        self._above += int(np.count_nonzero(array > self.high))
-        self._at_high.append(int(np.count_nonzero(array == self.high)))
-        self._gather(array[(array > self.low) & (array < self.high)])
-        self._at_low.append(int(np.count_nonzero(array == self.low)) if self.low != self.high else 0)
+        self._above += _num_true(values > self.high)
+        self._at_high.append(_num_true(values == self.high))
+        self._at_low.append(_num_true(values == self.low) if self.low != self.high else 0)
 
     def find(self, count: int) -> Found | None:
         """Return the ``count``-th largest value, or None where it is not within the bracket."""
@@ -108,3 +112,11 @@ class Bracket:
         self._gathered[self._num_gathered : end] = values
         self._num_gathered = end
         self._inside.append(len(values))
+
+
+def _num_true(mask: npt.NDArray[np.bool_] | torch.Tensor) -> int:
+    return int(mask.sum()) if isinstance(mask, torch.Tensor) else int(np.count_nonzero(mask))
+
+
+def _on_host(values: npt.NDArray[np.float64] | torch.Tensor) -> npt.NDArray[np.float64]:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values

@@ -22,7 +22,7 @@ def wide_piece_elements() -> int:
     On many processors it has more: threads take turns at the interpreter between the operations on a piece, and the
     more they are, the more there must be to do in between.
     """
-    return PIECE_ELEMENTS * min(16, max(1, len(os.sched_getaffinity(0)) // 2))
+    return PIECE_ELEMENTS * min(16, max(2, len(os.sched_getaffinity(0)) // 2))
 
 
 def piece_elements(tensor: torch.Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 
 from mango.tensors.brackets import Bracket, Found
-from mango.tensors.masks import keep_only
 from mango.tensors.pieces import piece_elements, pieces, wide_piece_elements
 from mango.tensors.scratch import Scratch
 
@@ -66,9 +66,14 @@ class Kept:
             first_position: flat position of its first element in the tensor.
 
         Returns:
-            The same piece; a NaN stays, so that damage does not disappear.
+            The same piece; NaN and infinity stay, so that damage does not disappear.
         """
-        return keep_only(values, self.mask(values.abs(), first_position))
+        late = min(max(self.last_tie + 1 - first_position, 0), len(values))
+        below = min(self.threshold, sys.float_info.max)
+        for part, most in ((values[:late], math.nextafter(below, -math.inf)), (values[late:], below)):
+            if len(part):  # what is at most that becomes zero
+                torch.hardshrink(part, most, out=part)
+        return values
 
 
 def num_kept(density: float, num_elements: int) -> int:

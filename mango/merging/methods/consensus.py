@@ -90,15 +90,16 @@ def elected_signs(changes: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class _Sides:
-    """How far each element is pulled up and how far down, with the weights of both.
+    """How far each element is pulled, and the weights of what pulls it up and of what pulls it down.
 
-    The elected side is the larger one: the sign of the weighted sum. Written without comparisons and selections,
-    which are many times slower than arithmetic in torch.
+    Of pulls that sum to ``s`` and whose magnitudes sum to ``m``, those up sum to ``(m + s) / 2`` and those down to
+    ``(m - s) / 2``: the larger side is ``(m + |s|) / 2``, and its sign that of ``s``. Written without comparisons and
+    selections, which are many times slower than arithmetic in torch.
     """
 
     def __init__(self, buffers: Scratch, normalize: bool) -> None:
         self._buffers = buffers
-        self._pulls: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._pulls: tuple[torch.Tensor, torch.Tensor] | None = None  # their sum and that of their magnitudes
         self._weights: tuple[torch.Tensor, torch.Tensor] | None = None
         self._spare: torch.Tensor | None = None
         self._normalize = normalize
@@ -107,27 +108,35 @@ class _Sides:
     def add(self, change: torch.Tensor, weight: float, factor: float) -> None:
         """Add a difference, which is used up, times a factor; its weight is what is divided by."""
         self._given.append(weight)
-        up = torch.clamp(change.mul_(factor), min=0.0, out=self._free(change))
-        down = torch.sub(up, change, out=change)  # exact: one of the two is zero
+        spare = self._free(change)
         if self._pulls is None:
-            like = self._buffers.double
-            self._pulls = like(up), like(down)
-            if self._normalize:
-                self._weights = like(up.sign_()).mul_(weight), like(down.sign_()).mul_(weight)
+            total = torch.mul(change, factor, out=self._buffers.like(change))
+            self._pulls = total, torch.abs(total, out=self._buffers.like(change))
+        else:
+            self._pulls[0].add_(change, alpha=factor)
+            self._pulls[1].add_(torch.abs(change, out=spare), alpha=abs(factor))
+        if not self._normalize:
             return
-        self._pulls[0].add_(up)
-        self._pulls[1].add_(down)
-        if self._weights is not None:
-            self._weights[0].add_(up.sign_(), alpha=weight)
-            self._weights[1].add_(down.sign_(), alpha=weight)
+        change.sign_()
+        if factor <= 0:
+            change.neg_() if factor else change.zero_()
+        up = torch.clamp(change, min=0.0, out=spare)
+        down = torch.sub(up, change, out=change)
+        if self._weights is None:
+            like = self._buffers.like
+            self._weights = torch.mul(up, weight, out=like(up)), torch.mul(down, weight, out=like(down))
+        else:
+            self._weights[0].add_(up, alpha=weight)
+            self._weights[1].add_(down, alpha=weight)
 
     def signs(self) -> torch.Tensor:
-        """Return 1 where the elements are pulled up, -1 where down, 0 where both pulls are equal up to rounding."""
-        up, down = self._both()
-        like = self._buffers.like
-        total = torch.sub(up, down, out=like(up))
-        size = torch.abs(total, out=self._free(up))
-        decided = torch.add(up, down, out=like(up)).mul_(-ROUNDING).add_(size).clamp_(min=0.0).sign_()
+        """Return 1 where the elements are pulled up, -1 where down, 0 where both pulls are equal up to rounding.
+
+        It uses their sum up.
+        """
+        total, size = self._both()
+        length = torch.abs(total, out=self._free(total))
+        decided = torch.sub(length, size, alpha=ROUNDING, out=self._buffers.like(total)).clamp_(min=0.0).sign_()
         return total.sign_().mul_(decided)
 
     def _free(self, like: torch.Tensor) -> torch.Tensor:
@@ -143,16 +152,16 @@ class _Sides:
 
     def elected(self) -> torch.Tensor:
         """Return the sum of the larger side, or the mean over it; zero where no sign is elected. It uses them up."""
-        elected = self.signs()
-        up, down = self._both()
-        result = torch.maximum(up, down, out=up)  # NaN stays NaN
+        total, size = self._both()
+        twice = torch.abs(total, out=self._buffers.like(total)).add_(size)  # NaN stays NaN
+        signs = self.signs()
         if self._weights is not None:
-            share = self._free(elected).copy_(elected).add_(1.0).mul_(0.5)
+            share = torch.clamp(signs, min=0.0, out=self._free(signs))
             divisor = torch.lerp(self._weights[1], self._weights[0], share, out=share)
             if min(self._given) < 0:  # those that agree may cancel out; their sum is left undivided then
                 vanishing = divisor.abs() <= 1e-12 * sum(map(abs, self._given))
                 divisor.masked_fill_(vanishing, 1.0)
             else:
                 divisor.clamp_(min=1e-300)  # where no model agrees, which leaves zero
-            result.div_(divisor)
-        return result.mul_(elected)
+            twice.div_(divisor)
+        return twice.mul_(signs.mul_(0.5))
