@@ -332,7 +332,7 @@ def _write_weights(
     with compute_threads(threads) as (pool, count):
         lane = Lane(pool, count, devices)
         num_lanes = max(1, min(len(shards), count // 2))
-        # A thread even for one file: where a deep stack ends a memory page, Python 3.11 maps and unmaps it at each call.
+        # A thread even for one file: where a deep stack ends a page, Python 3.11 maps and unmaps it at each call.
         with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:
             try:
                 list(lanes.map(write, range(len(shards))))
