@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mango.evaluation.headline import headline
+from mango.evaluation.retention import retention
 from mango.evaluation.routing import positions
 
 
@@ -18,6 +19,7 @@ def head_document(found: Mapping[str, Any], corpus_hash: str, record: Mapping[st
         record: seed, training curve, parameters and provenance.
     """
     soft, hard, texts = found["soft"], found["hard"], found["examples"]
+    kept = retention(found["systems"], hard, found["sources"])
     return {
         "schema_version": 1,
         "units": {
@@ -27,12 +29,13 @@ def head_document(found: Mapping[str, Any], corpus_hash: str, record: Mapping[st
         },
         "domains": found["domains"],
         "systems": found["systems"],
-        "headline": headline(found["systems"]),
+        "headline": headline(found["systems"], kept),
         "routing": {
             "positions": positions(soft) or alone(found["domains"]),
             "processed": {domain: {e: round(n) for e, n in hard[domain].by_expert().items()} for domain in texts},
             "sample": [],
         },
+        "retention": kept,
         "corpus": {
             "domains": {
                 domain: {

@@ -182,7 +182,8 @@ def evaluate_head(
         modes[mode] = bench.measure(lambda mode=mode: _fused(subjects, mode, device))  # type: ignore[misc]
         add(f"fused_{mode}", label, "fused", modes[mode], f"{words}; {NOTES[task]}")
     return {"domains": list(texts), "systems": rows, "units": UNITS[task], "soft": modes["soft"].totals,
-            "hard": modes["hard"].totals, "examples": texts}  # fmt: skip
+            "hard": modes["hard"].totals, "examples": texts,
+            "sources": {expert.name: expert.source for expert in fused.layout.experts}}  # fmt: skip
 
 
 def _opened(folder: Any, task: str, device: torch.device) -> nn.Module:
@@ -235,6 +236,8 @@ def _row(
         "switching_se": None,
         "cost": sum(answers.cost.values()) / len(answers.cost),
         "cost_switching": None,
+        "flops": None,
+        "flops_switching": None,
         "tokens_per_s": None if time is None else trunk_tokens_per_s / time,
         "peak_memory_mb": answers.peak_memory_mb,
         "note": note,

@@ -16,6 +16,7 @@ class EvaluateParams(Frozen):
         batch_size: sequences a forward pass.
         prompt: tokens by which whole-model routing chooses its model.
         speed_repeats: timed passes of each system, each beside one of the trunk.
+        counted_sequences: sequences of each text on which floating-point operations are counted.
     """
 
     sequences: int = Field(default=8, ge=2)
@@ -23,3 +24,4 @@ class EvaluateParams(Frozen):
     batch_size: int = Field(default=4, ge=1)
     prompt: int = Field(default=32, ge=1)
     speed_repeats: int = Field(default=3, ge=1)
+    counted_sequences: int = Field(default=2, ge=1)

@@ -11,7 +11,7 @@ from typing import Any
 from mango.checkpoints import write_file
 from mango.evaluation.plots import draw
 from mango.evaluation.report_html import render
-from mango.evaluation.schema import Evaluation, parse
+from mango.evaluation.schema import Evaluation, Kept, parse
 
 
 def write_report(evaluation: Mapping[str, Any], out: Path) -> list[Path]:
@@ -22,8 +22,8 @@ def write_report(evaluation: Mapping[str, Any], out: Path) -> list[Path]:
         out: The folder of the reports; it is made where it does not exist.
 
     Returns:
-        The files written: ``report.html``, ``plots/*.png``, and ``plots/{systems,training,router}.csv``. The same
-        evaluation gives the same bytes.
+        The files written: ``report.html``, ``plots/*.png``, and
+        ``plots/{systems,training,retention,calibration,router}.csv``. The same evaluation gives the same bytes.
 
     Raises:
         EvaluationError: The document breaks the schema. Nothing is written then.
@@ -49,6 +49,18 @@ def tables(evaluation: Evaluation) -> dict[str, str]:
             ("step", "loss", "lm", "balance", "entropy", "adapter", "validation"),
             ((p.step, p.loss, p.lm, p.balance, p.entropy, p.adapter, p.validation) for p in evaluation.training.curve),
         ),
+        "retention.csv": _csv(
+            tuple(Kept.model_fields),
+            ([getattr(kept, name) for name in Kept.model_fields] for kept in evaluation.retention),
+        ),
+        "calibration.csv": _csv(
+            ("system", "confidence", "accuracy", "share"),
+            (
+                (name, one.confidence, one.accuracy, one.share)
+                for name, found in evaluation.calibration.items()
+                for one in found.bins
+            ),
+        ),
         "router.csv": _csv(("position", "domain", "expert", "utilisation", "entropy_nats"), _router_rows(evaluation)),
     }
 
@@ -62,7 +74,8 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 _MEASURES = (
-    "pure_mean", "pure_se", "switching", "switching_se", "cost", "cost_switching", "tokens_per_s", "peak_memory_mb",
+    "pure_mean", "pure_se", "switching", "switching_se", "cost", "cost_switching", "flops", "flops_switching",
+    "tokens_per_s", "peak_memory_mb",
 )  # fmt: skip
 
 

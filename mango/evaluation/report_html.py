@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from itertools import groupby
 from pathlib import Path
 
+from mango.evaluation.report_kept import calibration_section, retention_table, work_table
 from mango.evaluation.report_merges import merges_table
+from mango.evaluation.report_sample import sample_section
 from mango.evaluation.report_svg import Point, quality_against_cost
 from mango.evaluation.report_table import processed_heatmap, router_heatmap, systems_table
 from mango.evaluation.report_words import KINDS, describe, figures, spaced, verdict
-from mango.evaluation.schema import Evaluation, Sample, System
+from mango.evaluation.schema import Evaluation, System
 from mango.pages import Series, lines, page
 
-ANCHOR = "anchor"
-_COLOURS = 8
 _FIRST_LABELLED = ("fused", "trunk", "ensemble", "routing", "control", "oracle", "merge", "expert")
 
 
@@ -35,8 +34,11 @@ def render(evaluation: Evaluation) -> str:
         _systems(evaluation),
         merges_table(evaluation),
         _quality(evaluation),
+        work_table(evaluation),
         _router(evaluation),
-        *(_sample(sample, evaluation) for sample in evaluation.routing.sample if sample.tokens),
+        retention_table(evaluation),
+        *(sample_section(sample, evaluation) for sample in evaluation.routing.sample if sample.tokens),
+        calibration_section(evaluation),
         _training(evaluation),
         _glossary(evaluation),
         _making(evaluation),
@@ -109,44 +111,6 @@ def _router(evaluation: Evaluation) -> str:
         '<p class="muted">Mean weight of each expert on the test text of each domain, at each fused position; '
         "the largest of a row is bold.</p>"
         f'<div class="panels maps">{maps}<div>{processed_heatmap(evaluation)}</div></div></section>'
-    )
-
-
-def expert_colours(evaluation: Evaluation) -> dict[str, int]:
-    """Return the colour of each expert, the same in all parts of the page; the anchor is grey."""
-    seen: dict[str, None] = {}
-    for position in evaluation.routing.positions:
-        seen.update(dict.fromkeys(position.experts))
-    for sample in evaluation.routing.sample:
-        seen.update(dict.fromkeys(token.expert for token in sample.tokens))
-    others = [name for name in seen if name != ANCHOR]
-    return {ANCHOR: 0} | {name: 1 + i % (_COLOURS - 1) for i, name in enumerate(others)}
-
-
-def _sample(sample: Sample, evaluation: Evaluation) -> str:
-    colours = expert_colours(evaluation)
-    present = [name for name in colours if any(token.expert == name for token in sample.tokens)]
-
-    def run(expert: str, body: str, tip: str) -> str:
-        colour = colours[expert]
-        tag = f'<b class="tag">{escape(expert)}</b>'
-        return f'<span class="run b{colour % 4}" style="--c:var(--e{colour})" title="{escape(tip)}">{tag}{body}</span>'
-
-    pieces = []
-    for domain, in_domain in groupby(sample.tokens, key=lambda token: token.domain):
-        pieces.append(f'<span class="domain">{escape(domain)}</span>')
-        runs = [(name, [t.text for t in tokens]) for name, tokens in groupby(in_domain, key=lambda token: token.expert)]
-        for i, (expert, texts) in enumerate(runs):
-            text = "".join(texts)
-            shown = text.rstrip("\n") if i + 1 == len(runs) else text
-            plural = "token" if len(texts) == 1 else "tokens"
-            pieces.append(run(expert, escape(shown), f"expert {expert}, {len(texts)} {plural} of {domain} text"))
-    legend = "".join(f"<li>{run(name, '&nbsp;' * 5, f'expert {name}')}</li>" for name in present)
-    return (
-        f"<section><h2>{escape(sample.title)}, by chosen expert</h2>"
-        '<p class="muted">Each run of text begins with the name of the expert that the router chose; '
-        "the small headings say which domain the text comes from.</p>"
-        f'<ul class="experts" aria-label="Experts">{legend}</ul><div class="routed">{"".join(pieces)}</div></section>'
     )
 
 

@@ -77,16 +77,29 @@ def positions(by_domain: Mapping[str, RoutingTotals]) -> list[dict[str, Any]]:
 def sample(
     model: MolForCausalLM, tokenizer: PreTrainedTokenizerBase, sequences: Sequences, row: int, title: str
 ) -> dict[str, Any]:
-    """Return a text whose tokens name the expert that the first router prefers for each of them."""
+    """Return a text whose tokens name the expert of each of them, at every position.
+
+    Args:
+        model: the fused model, routed as the text is to be routed; of several weights, the largest counts.
+        tokenizer: its tokenizer.
+        sequences: the sequences that the text is one of.
+        row: which of them.
+        title: its title.
+    """
     ids = sequences.input_ids[row : row + 1]
     device = next(model.parameters()).device
-    if model.iter_routers():
-        routing = model.routing_at(ids.to(device), int(next(iter(model.routers))))
-        chosen = [routing.experts[i] for i in routing.log_probs[0].argmax(-1).tolist()]
-    else:
-        chosen = [model.layout.experts[0].name] * ids.shape[1]
+    with torch.no_grad():
+        routings = model(input_ids=ids.to(device), labels=ids.to(device), losses_only=True).routing
+    anchor = model.layout.experts[0].name
+    paths: list[list[str]] = [[] for _ in range(ids.shape[1])]
+    for routing in routings:
+        best, present = routing.weights[0].argmax(-1).tolist(), routing.present[0].tolist()
+        for path, choice, here in zip(paths, best, present, strict=True):
+            # A token that an expert of longer extent has is not asked again until that expert ends.
+            path.append(routing.experts[choice] if here else path[-1])
     tokens = [
-        {"text": tokenizer.decode([token]), "expert": expert, "domain": sequences.domains[domain]}
-        for token, expert, domain in zip(ids[0].tolist(), chosen, sequences.domain_ids[row].tolist(), strict=True)
-    ]
+        {"text": tokenizer.decode([token]), "expert": path[0] if path else anchor, "domain": sequences.domains[domain],
+         "path": path}
+        for token, path, domain in zip(ids[0].tolist(), paths, sequences.domain_ids[row].tolist(), strict=True)
+    ]  # fmt: skip
     return {"title": title, "tokens": tokens}

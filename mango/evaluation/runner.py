@@ -17,10 +17,12 @@ from mango.checkpoints import open_model, open_tokenizer
 from mango.corpus import CorpusParams, ImageReader, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
+from mango.evaluation.calibration import calibration
 from mango.evaluation.head_document import head_document
 from mango.evaluation.headline import headline
 from mango.evaluation.heads import evaluate_head
 from mango.evaluation.params import EvaluateParams
+from mango.evaluation.retention import retention
 from mango.evaluation.routing import positions, sample
 from mango.evaluation.speed import seconds
 from mango.evaluation.subjects import Subjects, merge_facts, saved_models
@@ -89,15 +91,18 @@ def evaluate_all(
     sources = [fused.layout.experts[0].source]
     sources += [e.source for e in fused.layout.experts[1:] if e.source not in sources]
     trunk = load_source(subjects.store, sources[0], device=device)
-    bench = Bench(texts, params.batch_size, params.speed_repeats, device, trunk)
+    bench = Bench(texts, params.batch_size, params.speed_repeats, device, trunk, params.counted_sequences)
     batch = bench.timing_batch()
     with torch.no_grad():
         speed = batch.numel() / seconds(lambda: trunk(input_ids=batch), params.speed_repeats, device)
     rows: list[Row] = []
+    calibrated: dict[str, Any] = {}
 
     def add(name: str, label: str, kind: str, measured: Measured, note: str = "") -> None:
         rows.append(row(name, label, kind, measured, texts, trunk_tokens_per_s=speed, note=note))
         last = rows[-1]
+        if measured.guesses is not None:
+            calibrated[name] = calibration(measured.guesses)
         console.note(f"{label}: {last['pure_mean']:.3f} bits per byte, {last['switching']:.3f} nats on switching text")
 
     single: list[Measured] = []
@@ -115,7 +120,8 @@ def evaluate_all(
     _whole_models(add, single, params, corpus, len(sources))
     soft, hard = _fused_modes(add, bench, subjects.fused, device)
     domains = [text for text in texts if text != SWITCHING]
-    fused.set_routing("soft")
+    fused.set_routing("hard")
+    kept = retention(rows, hard.totals, {expert.name: expert.source for expert in fused.layout.experts})
     return {
         "schema_version": 1,
         "units": {
@@ -125,7 +131,7 @@ def evaluate_all(
         },
         "domains": domains,
         "systems": rows,
-        "headline": headline(rows),
+        "headline": headline(rows, kept, calibrated),
         "routing": {
             "positions": positions({domain: soft.totals[domain] for domain in domains}),
             "processed": {
@@ -136,6 +142,8 @@ def evaluate_all(
                 for index in range(2)
             ],
         },
+        "retention": kept,
+        "calibration": calibrated,
         "corpus": {
             "domains": {
                 domain: {
@@ -199,7 +207,8 @@ def _whole_models(
     ]  # fmt: skip
     for name, label, kind, make, cost, note in kinds:
         losses = {text: make(values) for text, values in stacked.items()}
-        add(name, label, kind, Measured(losses, dict.fromkeys(losses, cost)), note)
+        flops = {text: sum(m.flops[text] for m in single) for text in losses} if kind == "ensemble" else {}
+        add(name, label, kind, Measured(losses, dict.fromkeys(losses, cost), flops=flops), note)
 
 
 def _fused_modes(

@@ -63,6 +63,10 @@ class System(_Strict):
     switching_se: Spread | None
     cost: Cost | None = Field(description="tokens processed on pure text, in units of one expert")
     cost_switching: Cost | None = Field(description="tokens processed on switching text, in units of one expert")
+    flops: Loss | None = Field(
+        None, description="floating-point operations for each token of pure text, counted; null where nothing counted"
+    )
+    flops_switching: Loss | None = Field(None, description="the same on switching text")
     tokens_per_s: Loss | None
     peak_memory_mb: Loss | None
     note: str = ""
@@ -78,6 +82,18 @@ class Headline(_Strict):
     cost_hard_switching: Cost | None
     beats_every_static_merge: bool | None
     beats_self_stitch: bool | None
+    least_kept_soft: Loss | None = Field(
+        None, description="least share of an expert's strength that is kept on its own domain, soft"
+    )
+    least_kept_hard: Loss | None = Field(None, description="the same, hard")
+    worst_against_best_single_soft: float | None = Field(
+        None, description="on the worst domain, by what share the loss exceeds that of the best source model, soft"
+    )
+    worst_against_best_single_hard: float | None = Field(None, description="the same, hard")
+    calibration_error_soft: Share | None = Field(None, description="expected calibration error on pure text, soft")
+    calibration_error_hard: Share | None = Field(None, description="the same, hard")
+    flops_hard: Loss | None = Field(None, description="floating-point operations on pure text over the trunk's, hard")
+    flops_hard_switching: Loss | None = Field(None, description="the same on switching text")
 
 
 class DomainRouting(_Strict):
@@ -99,8 +115,9 @@ class Token(_Strict):
     """One token of a sample and the expert that the router chose for it."""
 
     text: str
-    expert: Name
+    expert: Name = Field(description="the expert at the first position with a choice")
     domain: Name
+    path: tuple[Name, ...] = Field((), description="the expert at each position with a choice, from first to last")
 
 
 class Sample(_Strict):
@@ -116,6 +133,34 @@ class Routing(_Strict):
     positions: Annotated[tuple[RoutedPosition, ...], Field(min_length=1)]
     processed: dict[str, dict[str, Count]] = Field(description="tokens each expert processed, by domain")
     sample: tuple[Sample, ...]
+
+
+class Kept(_Strict):
+    """What the fused model keeps of one expert, on the domain on which that expert is furthest ahead of the trunk."""
+
+    expert: Name
+    domain: Name
+    own: Loss = Field(description="loss of the expert alone on its domain")
+    soft: Loss = Field(description="loss of the fused model there, soft")
+    hard: Loss
+    kept_soft: Loss | None = Field(description="loss of the expert over that of the fused model; null where that is 0")
+    kept_hard: Loss | None
+    given: Share = Field(description="share of the tokens of the domain that hard routing had this expert process")
+
+
+class ReliabilityBin(_Strict):
+    """The guesses of the next token that are about as sure as each other."""
+
+    confidence: Share = Field(description="mean probability of the guesses")
+    accuracy: Share = Field(description="share of them that were right")
+    share: Share = Field(description="share of all guesses")
+
+
+class Calibration(_Strict):
+    """Whether a system is right about the next token as often as it says."""
+
+    error: Share = Field(description="expected calibration error")
+    bins: tuple[ReliabilityBin, ...] = Field(description="bins of equal width over the probability; none is empty")
 
 
 class TrainingStep(_Strict):
@@ -171,6 +216,10 @@ class Evaluation(_Strict):
     systems: Annotated[tuple[System, ...], Field(min_length=1)]
     headline: Headline
     routing: Routing
+    retention: tuple[Kept, ...] = Field((), description="what is kept of each expert")
+    calibration: dict[str, Calibration] = Field(
+        {}, description="of each system whose next-token probabilities on pure text were looked at"
+    )
     training: Training
     corpus: CorpusFacts
     parameters: dict[str, JsonValue]
@@ -197,6 +246,15 @@ def _disagreements(evaluation: Evaluation) -> list[str]:
 
     for i, system in enumerate(evaluation.systems):
         covers(f"systems[{i}].pure", system.pure)
+    for i, kept in enumerate(evaluation.retention):
+        if kept.domain not in domains:
+            found.append(f"retention[{i}].domain: found {kept.domain!r}, wanted one of {sorted(domains)}")
+    if strangers := sorted(set(evaluation.calibration) - set(names)):
+        found.append(f"calibration: no system is called {', '.join(map(repr, strangers))}")
+    positions = len(evaluation.routing.positions)
+    for i, sample in enumerate(evaluation.routing.sample):
+        if any(token.path and len(token.path) != positions for token in sample.tokens):
+            found.append(f"routing.sample[{i}]: the path of a token does not name an expert for each position")
     covers("routing.processed", evaluation.routing.processed)
     covers("corpus.domains", evaluation.corpus.domains)
     for i, position in enumerate(evaluation.routing.positions):

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from mango.corpus import Sequences, token_losses
 from mango.errors import EvaluationError
+from mango.evaluation.calibration import Guesses, guesses
 from mango.evaluation.metrics import bits_per_byte, mean_of, nats_per_token
 from mango.evaluation.routing import RoutingTotals
 from mango.evaluation.speed import PeakMemory, relative_time
+from mango.evaluation.work import per_token
 from mango.fusion import MolForCausalLM
 
 SWITCHING = "switching"
@@ -32,6 +34,8 @@ class Measured:
         relative_time: time of a pass over that of the trunk.
         peak_memory_mb: memory of a loaded model and a pass.
         totals: what routers chose on each text.
+        flops: floating-point operations for each token of each text; empty where nothing was counted.
+        guesses: the first guess of each next token of pure text; None where they are not known.
     """
 
     losses: dict[str, Tensor]
@@ -39,6 +43,8 @@ class Measured:
     relative_time: float | None = None
     peak_memory_mb: float | None = None
     totals: dict[str, RoutingTotals] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    guesses: Guesses | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Bench:
         repeats: timed passes.
         device: where models run.
         trunk: the model that others are timed beside.
+        counted: sequences of each text on which floating-point operations are counted.
     """
 
     texts: Texts
@@ -58,6 +65,7 @@ class Bench:
     repeats: int
     device: torch.device
     trunk: nn.Module
+    counted: int = 1
 
     def timing_batch(self) -> Tensor:
         """Return the batch that is timed."""
@@ -84,6 +92,9 @@ class Bench:
             measured = Measured(losses, dict.fromkeys(self.texts, 1.0))
         measured.relative_time = time
         measured.peak_memory_mb = peak
+        measured.flops = per_token(model, self.texts, self.counted)
+        pure = torch.cat([text.input_ids for name, text in self.texts.items() if name != SWITCHING])
+        measured.guesses = guesses(model, pure, batch_size=self.batch_size)
         return measured
 
     def _fused(self, model: MolForCausalLM) -> Measured:
@@ -134,6 +145,8 @@ def row(
         "switching_se": switching.error,
         "cost": sum(measured.cost[domain] for domain in domains) / len(domains),
         "cost_switching": measured.cost[SWITCHING],
+        "flops": sum(measured.flops[domain] for domain in domains) / len(domains) if measured.flops else None,
+        "flops_switching": measured.flops.get(SWITCHING),
         "tokens_per_s": None if time is None else trunk_tokens_per_s / time,
         "peak_memory_mb": measured.peak_memory_mb,
         "note": note,

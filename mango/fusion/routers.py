@@ -249,6 +249,8 @@ class Router(nn.Module):
             if recalled is None:
                 recalled = Recalled.nothing(torch.ones_like(index, dtype=torch.bool), self.num_experts)
             chosen, recalled.choice = sticky(ranking, recalled.valid, selection.stickiness, recalled.choice)
+            # Where no token has come yet, nothing is chosen and nothing is looked at.
+            chosen = chosen.clamp(max=self.num_experts - 1)
             ranking = nn.functional.one_hot(chosen, self.num_experts).to(ranking.dtype)
         decision = choose(log_probs, pooled, index, selection, ranking)
         return replace(decision, log_total=total)

@@ -38,6 +38,8 @@ def system(name: str, label: str, kind: str, mean: float, switching: float | Non
         "switching_se": None if switching is None else 0.017,
         "cost": cost,
         "cost_switching": more.get("cost_switching", cost),
+        "flops": 3.7e6 * cost,
+        "flops_switching": 3.7e6 * more.get("cost_switching", cost),
         "tokens_per_s": more.get("speed", round(8200 / cost, 1)),
         "peak_memory_mb": more.get("memory", round(210 + 31 * cost, 1)),
         "note": more.get("note", ""),
@@ -96,13 +98,29 @@ def routing() -> dict[str, Any]:
         pieces = [text[i : i + 4] for i in range(0, len(text), 4)]
         for i, piece in enumerate(pieces):
             expert = expert if i < 2 else domain
-            tokens.append({"text": piece, "expert": expert, "domain": domain})
+            tokens.append({"text": piece, "expert": expert, "domain": domain, "path": [expert] * 4})
         tokens[-3]["expert"] = "maths_gpt2" if domain == "maths" else domain
+        tokens[-3]["path"] = [tokens[-3]["expert"], domain, "anchor", domain]
     return {
         "positions": positions,
         "processed": processed,
         "sample": [{"title": "Test text that switches domain", "tokens": tokens}],
     }
+
+
+def retention(rows: list[Any]) -> list[dict[str, Any]]:
+    pure = {row["name"]: row["pure"] for row in rows}
+    out = []
+    for domain in DOMAINS:
+        own, soft, hard = (pure[name][domain] for name in (f"expert_{domain}", "fused_soft", "fused_hard"))
+        kept = {"kept_soft": round(own / soft, 4), "kept_hard": round(own / hard, 4)}
+        out.append({"expert": domain, "domain": domain, "own": own, "soft": soft, "hard": hard, **kept, "given": 0.93})
+    return out
+
+
+def calibration() -> dict[str, Any]:
+    bins = [{"confidence": p, "accuracy": round(p - 0.02, 4), "share": 0.25} for p in (0.15, 0.35, 0.65, 0.95)]
+    return {name: {"error": 0.02, "bins": bins} for name in ("trunk", "fused_soft", "fused_hard")}
 
 
 def curve() -> list[dict[str, Any]]:
@@ -137,7 +155,17 @@ def example() -> dict[str, Any]:
             "cost_hard_switching": 1.11,
             "beats_every_static_merge": True,
             "beats_self_stitch": True,
+            "least_kept_soft": 0.969,
+            "least_kept_hard": 0.944,
+            "worst_against_best_single_soft": 0.031,
+            "worst_against_best_single_hard": 0.059,
+            "calibration_error_soft": 0.02,
+            "calibration_error_hard": 0.02,
+            "flops_hard": 1.07,
+            "flops_hard_switching": 1.11,
         },
+        "retention": retention(systems()),
+        "calibration": calibration(),
         "routing": routing(),
         "training": {"curve": curve()},
         "corpus": {

@@ -61,7 +61,10 @@ def test_the_gap_closed() -> None:
 
 
 def system(name: str, kind: str, pure: float, switching: float, cost: float = 1.0) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "pure_mean": pure, "switching": switching, "cost_switching": cost}
+    return {
+        "name": name, "kind": kind, "pure": {"one": pure - 0.5, "two": pure + 0.5}, "pure_mean": pure,
+        "switching": switching, "cost_switching": cost, "flops": 8.0 * cost, "flops_switching": 10.0 * cost,
+    }  # fmt: skip
 
 
 ROWS = [
@@ -76,13 +79,22 @@ ROWS = [
 
 
 def test_the_headline_by_hand() -> None:
-    assert headline(ROWS) == {
+    kept = [{"kept_soft": 0.97, "kept_hard": None}, {"kept_soft": 0.99, "kept_hard": 0.9}]
+    assert headline(ROWS, kept, {"fused_hard": {"error": 0.25}}) == {
         "gap_closed_soft": pytest.approx(0.9),
         "gap_closed_hard": pytest.approx(0.8),
         "switching_hard_minus_posterior_ensemble": pytest.approx(-0.2),
         "cost_hard_switching": 1.1,
         "beats_every_static_merge": True,
         "beats_self_stitch": True,
+        "least_kept_soft": 0.97,
+        "least_kept_hard": 0.9,
+        "worst_against_best_single_soft": pytest.approx(1.6 / 2.5 - 1),
+        "worst_against_best_single_hard": pytest.approx(1.7 / 2.5 - 1),
+        "calibration_error_soft": None,
+        "calibration_error_hard": 0.25,
+        "flops_hard": pytest.approx(1.1),
+        "flops_hard_switching": pytest.approx(1.1),
     }
 
 

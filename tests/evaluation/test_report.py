@@ -11,7 +11,8 @@ import pytest
 
 from mango.errors import EvaluationError
 from mango.evaluation.report import tables, write_report
-from mango.evaluation.report_html import expert_colours, render
+from mango.evaluation.report_html import render
+from mango.evaluation.report_sample import expert_colours
 from mango.evaluation.report_svg import Point, visible_limit
 from mango.evaluation.report_words import verdict
 from mango.evaluation.schema import parse
@@ -86,6 +87,8 @@ def test_the_report_is_written_whole_and_the_same_each_time(tmp_path: Path) -> N
         "plots/training.png",
         "plots/systems.csv",
         "plots/training.csv",
+        "plots/retention.csv",
+        "plots/calibration.csv",
         "plots/router.csv",
     ]
     hashes = [[hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] for paths in (first, second)]
@@ -132,7 +135,7 @@ def test_the_page_says_every_system_and_nests() -> None:
     tags = [tag for tag, _ in outline.tags]
     assert "script" not in tags
     assert "img" not in tags
-    assert tags.count("svg") == 7
+    assert tags.count("svg") == 8
     links = [value for _, attributes in outline.tags for name, value in attributes.items() if name in ("src", "href")]
     assert links == ["data:,"]
 
@@ -220,6 +223,7 @@ def test_a_small_evaluation_without_training_or_baselines_renders(tmp_path: Path
     evaluation["systems"] = evaluation["systems"][:1]
     evaluation["systems"][0].update(switching=None, switching_se=None, cost_switching=None, peak_memory_mb=None)
     evaluation["headline"] = dict.fromkeys(evaluation["headline"])
+    evaluation["calibration"] = {}
     evaluation["training"]["curve"] = []
     evaluation["routing"]["sample"] = []
     written = write_report(evaluation, tmp_path)

@@ -63,7 +63,7 @@ def test_the_page_opens_alone_and_fits(browser: Browser, page: Path, width: int,
     assert browser.complaints() == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(STICKING_OUT) == []
-    assert browser.evaluate("document.querySelectorAll('svg').length") == 7
+    assert browser.evaluate("document.querySelectorAll('svg').length") == 8
     assert browser.evaluate(CONTRAST) >= 4.5
 
 

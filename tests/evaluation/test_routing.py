@@ -130,8 +130,31 @@ def test_samples_name_the_preferred_expert(store: BlockStore) -> None:
     assert [t["text"] for t in found["tokens"]] == ["1", "2", " ", "a", "b"]
     assert [t["domain"] for t in found["tokens"]] == ["digits"] * 3 + ["letters"] * 2
     with torch.no_grad():
-        best = model(ids).routing[0].log_probs[0].argmax(-1).tolist()
+        first, second = model(ids).routing
     names = ("anchor", "sister", "stranger")
-    assert [t["expert"] for t in found["tokens"]] == [names[i] for i in best]
+    best = [names[i] for i in first.log_probs[0].argmax(-1).tolist()]
+    assert [t["expert"] for t in found["tokens"]] == best
+    # The stranger spans both positions: a token that it has is not asked again.
+    later = [names[i] for i in second.log_probs[0].argmax(-1).tolist()]
+    wanted = [(a, a if a == "stranger" else b) for a, b in zip(best, later, strict=True)]
+    assert [tuple(t["path"]) for t in found["tokens"]] == wanted
+
+
+def test_samples_follow_what_sticks(store: BlockStore) -> None:
+    model = fused(store, stickiness=50.0)
+    tokenizer = make_tokenizer()
+    text = Sequences(IDS, torch.zeros_like(IDS), torch.ones_like(IDS), ("digits",))
+    model.set_routing("hard")
+    found = sample(model, tokenizer, text, 0, "x")["tokens"]
+    with torch.no_grad():
+        preferred = model(IDS[:1]).routing[0].log_probs[0].argmax(-1)
+    assert len(set(preferred.tolist())) > 1
+    assert len({token["expert"] for token in found}) == 1
+
+
+def test_samples_of_the_trunk_alone_name_it(store: BlockStore) -> None:
+    tokenizer = make_tokenizer()
+    ids = torch.tensor([tokenizer("12 ab")["input_ids"]])
+    text = Sequences(ids, torch.tensor([[0, 0, 0, 1, 1]]), torch.ones_like(ids), ("digits", "letters"))
     alone = build(make_job(Path("none"), experts=()), store)
     assert {t["expert"] for t in sample(alone, tokenizer, text, 0, "x")["tokens"]} == {"anchor"}

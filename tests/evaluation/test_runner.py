@@ -128,6 +128,54 @@ def test_costs_count_tokens(evaluation: dict[str, Any]) -> None:
     )
 
 
+def test_work_is_counted_and_not_assumed(evaluation: dict[str, Any], subjects: Subjects) -> None:
+    systems = {system["name"]: system for system in evaluation["systems"]}
+    trunk = load_source(subjects.store, "base")
+    shapes = [m for m in trunk.modules() if isinstance(m, torch.nn.Linear)]
+    products = sum(2 * m.in_features * m.out_features for m in shapes)
+    config = trunk.config
+    attention = config.num_hidden_layers * 4 * LENGTH * config.hidden_size
+    assert systems["trunk"]["flops"] == products + attention
+    assert systems["trunk"]["flops_switching"] == pytest.approx(systems["trunk"]["flops"])
+    whole = sum(systems[name]["flops"] for name in ("trunk", "expert_sister", "expert_stranger"))
+    assert systems["ensemble_uniform"]["flops"] == pytest.approx(whole)
+    assert systems["fused_hard"]["flops"] < systems["fused_soft"]["flops"]
+    assert systems["fused_soft"]["flops"] == pytest.approx(whole, rel=0.1)  # routers and adapters are small
+    for name in ("whole_model_by_prompt", "oracle_sequence"):
+        assert systems[name]["flops"] is systems[name]["flops_switching"] is None
+    head = evaluation["headline"]
+    assert head["flops_hard"] == pytest.approx(systems["fused_hard"]["flops"] / systems["trunk"]["flops"])
+
+
+def test_what_is_kept_is_that_of_the_expert_on_its_domain(evaluation: dict[str, Any]) -> None:
+    systems = {system["name"]: system["pure"] for system in evaluation["systems"]}
+    assert [row["expert"] for row in evaluation["retention"]] == ["sister", "stranger"]
+    for row in evaluation["retention"]:
+        own = systems[f"expert_{row['expert']}"]
+        ahead = {domain: own[domain] / systems["trunk"][domain] for domain in DOMAINS}
+        assert ahead[row["domain"]] == min(ahead.values())
+        assert row["kept_hard"] == pytest.approx(own[row["domain"]] / systems["fused_hard"][row["domain"]])
+        assert 0 <= row["given"] <= 1
+    assert evaluation["headline"]["least_kept_soft"] == min(row["kept_soft"] for row in evaluation["retention"])
+
+
+def test_calibration_is_that_of_the_models_probabilities(
+    evaluation: dict[str, Any], subjects: Subjects, corpus: CorpusParams
+) -> None:
+    texts = draw_texts(corpus, PARAMS, make_tokenizer(), 3)
+    ids = torch.cat([texts[domain].input_ids for domain in DOMAINS])
+    fused = AutoModelForCausalLM.from_pretrained(subjects.fused)
+    fused.set_routing("hard")
+    with torch.no_grad():
+        best = fused(ids).logits[:, :-1].softmax(-1).max(-1)
+    right = (best.indices == ids[:, 1:]).float()
+    found = evaluation["calibration"]["fused_hard"]
+    assert sum(one["share"] * one["confidence"] for one in found["bins"]) == pytest.approx(float(best.values.mean()))
+    assert sum(one["share"] * one["accuracy"] for one in found["bins"]) == pytest.approx(float(right.mean()))
+    asked = {"trunk", "expert_sister", "expert_stranger", "merge_soup", "continued_trunk", "self_stitch"}
+    assert set(evaluation["calibration"]) == {*asked, "fused_soft", "fused_hard"}
+
+
 def test_routing_is_that_of_the_soft_model(evaluation: dict[str, Any]) -> None:
     routing = evaluation["routing"]
     assert [row["position"] for row in routing["positions"]] == [0, 1]
