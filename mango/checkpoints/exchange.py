@@ -6,10 +6,14 @@ import ctypes
 import errno
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_LARGE_BYTES = 1 << 30
+_REMOVERS = 8
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
@@ -91,8 +95,13 @@ def take_back(new: Path, path: Path, old: Path | None) -> None:
 
 def remove_old(old: Path | None) -> None:
     """Remove what :func:`put_in_place` returned; what stays behind is cleaned by the next replacement."""
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    if old is None:
+        return
+    files = [path for path in old.rglob("*") if path.is_file() and not path.is_symlink()]
+    if len(files) > 1 and sum(path.stat().st_size for path in files) > _LARGE_BYTES:  # many pages to give back
+        with ThreadPoolExecutor(_REMOVERS) as pool, suppress(OSError):
+            list(pool.map(Path.unlink, files))
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _rename_into_free_place(new: Path, path: Path) -> bool:

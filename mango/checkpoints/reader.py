@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class Checkpoint:
         self.folder = folder
         self._tensors = dict(sorted(tensors.items()))
         self._mapped: dict[Path, torch.Tensor] = {}
+        self._sizes: dict[Path, int] = {}
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -143,6 +145,29 @@ class Checkpoint:
             return torch.empty(0, dtype=torch.uint8)
         return self._map(info.file)[info.start : info.end]
 
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Read bytes of a tensor from its file without mapping it; other threads run meanwhile.
+
+        Args:
+            name: the tensor.
+            start: its first byte that is wanted, counted from 0.
+            buffer: filled whole.
+
+        Raises:
+            CheckpointError: there is no tensor of that name, or the file cannot be read.
+            IntegrityError: the file has changed.
+        """
+        info = self.info(name)
+        assert 0 <= start <= start + len(buffer) <= info.end - info.start, (name, start, len(buffer))
+        with reading(info.file), info.file.open("rb", buffering=0) as file:
+            self._check_size(info.file, os.fstat(file.fileno()).st_size)
+            done = 0
+            while done < len(buffer):
+                count = os.preadv(file.fileno(), [buffer[done:]], info.start + start + done)
+                if not count:
+                    raise IntegrityError(f"{info.file}: ended while it was read; open the checkpoint again")
+                done += count
+
     def config(self) -> dict[str, Any]:
         """Return the content of ``config.json``, checked.
 
@@ -174,10 +199,16 @@ class Checkpoint:
 
             with reading(file):
                 size = file.stat().st_size
-            if size != max(info.end for info in self._tensors.values() if info.file == file):
-                raise IntegrityError(f"{file}: changed since it was opened; open the checkpoint again")
+            self._check_size(file, size)
             self._mapped[file] = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
         return self._mapped[file]
+
+    def _check_size(self, file: Path, size: int) -> None:
+        if not self._sizes:
+            for info in self._tensors.values():
+                self._sizes[info.file] = max(info.end, self._sizes.get(info.file, 0))
+        if size != self._sizes[file]:
+            raise IntegrityError(f"{file}: changed since it was opened; open the checkpoint again")
 
 
 def _no_weights(folder: Path) -> CheckpointError:

@@ -10,14 +10,11 @@ from typing import Any
 import torch
 
 from mango.errors import MergeError
-from mango.merging.devices import own_stream, to_cpu, to_device
+from mango.merging.devices import own_stream, piece_elements, to_cpu
 from mango.merging.outputs import COPY, OutputTensor
 from mango.merging.registry import MERGERS, MergeMethod
 from mango.tensors import torch_dtype
 from mango.tensors.pieces import wide_piece_elements
-
-DEVICE_PIECE_ELEMENTS = 2**22
-"""Elements of a piece on an accelerator, where starting a computation costs more than its elements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +57,8 @@ def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepare
         MergeError: it holds integers that differ between the models.
     """
     device = torch.device(device)
-    tensors = tuple(source.load() for _, source in output.sources)
-    base = None if output.base is None else output.base[1].load()
     if output.method == COPY:
+        tensors = tuple(source.load() for _, source in output.sources)
         if any(not torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
             raise MergeError(
                 f"{output.spec.name}: holds integers that differ between the models, which cannot be merged"
@@ -71,9 +67,9 @@ def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepare
     method = MERGERS[output.method]
     arguments = _arguments(output, method)
     with own_stream(device):
-        tensors = tuple(to_device(tensor, device) for tensor in tensors)
-        base = None if base is None else to_device(base, device)
-        statistics = tuple(None if source is None else to_device(source.load(), device) for source in output.statistics)
+        tensors = tuple(source.load_to(device) for _, source in output.sources)
+        base = None if output.base is None else output.base[1].load_to(device)
+        statistics = tuple(None if source is None else source.load_to(device) for source in output.statistics)
         if method.measure is not None:
             with_base: dict[str, Any] = {} if method.base not in ("reference", "optional") else {"base": base}
             arguments.update(method.measure(list(tensors), **with_base, **arguments))
@@ -94,7 +90,7 @@ def _arguments(output: OutputTensor, method: MergeMethod) -> dict[str, Any]:
 def piece_calls(ready: Prepared) -> Iterator[Callable[[], torch.Tensor]]:
     """Yield calls that merge the pieces of a tensor, in order; they may run at the same time."""
     size = ready.output.spec.num_elements
-    step = wide_piece_elements() if ready.device.type == "cpu" else DEVICE_PIECE_ELEMENTS
+    step = wide_piece_elements() if ready.device.type == "cpu" else piece_elements(ready.device)
     if not ready.in_pieces:
         yield lambda: merge_piece(ready, 0, size)
         return

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
 from mango.errors import ConfigError
 
-_STAGED_BYTES = 2**22  # of page-locked memory at a time: enough for the bus, and little enough for the caches
+_STAGED_BYTES = 2**25  # of page-locked memory at a time: threads take turns at the interpreter for each part
+_NUM_STREAMS = 8  # each keeps memory of its own that was freed
 _own = threading.local()
+_turns = itertools.count()
+
+
+@cache
+def piece_elements(device: torch.device) -> int:
+    """Return how many elements of a tensor a thread computes at a time, in up to ten float64 buffers, on a device.
+
+    Args:
+        device: an accelerator, where starting an operation costs as much as thousands of elements.
+    """
+    memory = int(torch.cuda.get_device_properties(device).total_memory)
+    return min(1 << 24, max(1 << 20, 1 << (memory.bit_length() - 13)))
+
+
+def bytes_ahead(device: torch.device) -> int:
+    """Return how many bytes of tensors may wait on a device for their turn, for each file written at the same time.
+
+    Args:
+        device: an accelerator.
+    """
+    return int(torch.cuda.get_device_properties(device).total_memory) // 64
+
+
+@cache
+def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def parse_devices(text: str) -> tuple[torch.device, ...]:
@@ -56,8 +85,8 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    streams = _own.__dict__.setdefault("streams", {})
-    stream = streams.get(device) or streams.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    number = _own.__dict__.setdefault("number", next(_turns) % _NUM_STREAMS)
+    stream = _stream(device, number)
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()
@@ -75,19 +104,39 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """
     if device.type == "cpu":
         return tensor
-    flat = tensor.reshape(-1)
-    result = torch.empty(flat.shape, dtype=flat.dtype, device=device)
-    step = max(1, _STAGED_BYTES // flat.element_size())
-    stages = [torch.empty(min(step, len(flat)), dtype=flat.dtype, pin_memory=True) for _ in range(2)]
-    copied = [torch.cuda.Event() for _ in stages]  # type: ignore[no-untyped-call]
-    for number, start in enumerate(range(0, len(flat), step)):
-        part = flat[start : start + step]
-        stage, event = stages[number % 2][: len(part)], copied[number % 2]
-        event.synchronize()  # the part before the last is gone
-        stage.copy_(part)
-        result[start : start + step].copy_(stage, non_blocking=True)
-        event.record()
-    return result.view(tensor.shape)
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+
+    def fill(start: int, stage: torch.Tensor) -> None:
+        stage.copy_(flat[start : start + len(stage)])
+
+    return staged(tensor.shape, tensor.dtype, device, fill)
+
+
+def staged(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, fill: Callable[[int, torch.Tensor], None]
+) -> torch.Tensor:
+    """Return a tensor on an accelerator whose bytes are filled into page-locked memory, part by part.
+
+    Args:
+        shape: its extents.
+        dtype: its type.
+        device: where it is to be.
+        fill: ``fill(start, stage)`` puts the bytes from ``start`` on into ``stage``, uint8 of shape [n] on the CPU.
+    """
+    result = torch.empty(tuple(shape), dtype=dtype, device=device)
+    flat = result.reshape(-1).view(torch.uint8)
+    stages = _own.__dict__.setdefault("stages", {})
+    if device not in stages:  # kept by the thread: to lock memory takes longer than to fill it
+        locked = [torch.empty(_STAGED_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        stages[device] = [(memory, torch.cuda.Event()) for memory in locked]  # type: ignore[no-untyped-call]
+    for number, start in enumerate(range(0, len(flat), _STAGED_BYTES)):
+        memory, copied = stages[device][number % 2]
+        copied.synchronize()  # the part before the last is gone
+        stage = memory[: min(_STAGED_BYTES, len(flat) - start)]
+        fill(start, stage)
+        flat[start : start + len(stage)].copy_(stage, non_blocking=True)
+        copied.record()
+    return result
 
 
 def to_cpu(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from itertools import islice
 import torch
 
 from mango.merging.combining import Prepared, merge_piece, piece_calls, prepare
+from mango.merging.devices import bytes_ahead
 from mango.merging.outputs import OutputTensor
 from mango.tensors import item_bytes
 from mango.tensors.pieces import PIECE_ELEMENTS
@@ -30,9 +31,6 @@ HELD_BYTES_AHEAD = 2**28
 
 PIECES_AT_ONCE = 4
 """Pieces that a thread merges before the next thread is told: waking one costs more than a small piece."""
-
-DEVICE_BYTES_AHEAD = 2**32
-"""Memory of accelerators that they may hold there, likewise, for each file that is written at the same time."""
 
 
 @contextmanager
@@ -136,7 +134,7 @@ class Lane:
             small = output.spec.num_elements <= PIECE_ELEMENTS
             on_cpu = device.type == "cpu"
             cost = sum(s.held_bytes if on_cpu else s.num_elements * item_bytes(s.dtype) for s in output.inputs)
-            most = HELD_BYTES_AHEAD if on_cpu else DEVICE_BYTES_AHEAD
+            most = HELD_BYTES_AHEAD if on_cpu else bytes_ahead(device)
             while waiting and (len(waiting) >= self._ahead or held + cost > most):
                 number, future, whole, its_cost = waiting.popleft()
                 held -= its_cost

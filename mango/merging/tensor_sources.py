@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from mango.checkpoints import Checkpoint, TensorInfo
+from mango.merging.devices import staged, to_device
 from mango.tensors import dtype_name, item_bytes, torch_dtype
 
 
@@ -30,6 +31,10 @@ class TensorSource(ABC):
     @abstractmethod
     def load(self) -> torch.Tensor:
         """Return the tensor on the CPU; one that lies in a file is mapped, and read when it is used."""
+
+    def load_to(self, device: torch.device) -> torch.Tensor:
+        """Return the tensor on a device; what does not come from a file is loaded and copied."""
+        return to_device(self.load(), device)
 
     @property
     def num_elements(self) -> int:
@@ -70,6 +75,17 @@ class Stored(TensorSource):
     def load(self) -> torch.Tensor:
         """Map the tensor."""
         return self.checkpoint.tensor(self.info.name)
+
+    def load_to(self, device: torch.device) -> torch.Tensor:
+        """Map the tensor, or read it into an accelerator's memory: pages that are not mapped need not be unmapped."""
+        dtype = torch_dtype(self.dtype)
+        if device.type == "cpu" or not dtype.is_floating_point:
+            return super().load_to(device)
+
+        def fill(start: int, stage: torch.Tensor) -> None:
+            self.checkpoint.read_into(self.info.name, start, stage.numpy().data)
+
+        return staged(self.shape, dtype, device, fill)
 
     @property
     def held_bytes(self) -> int:

@@ -13,6 +13,9 @@ import torch
 
 _DEVIATIONS = 4  # standard deviations of a sample's rank on each side
 
+Count = int | torch.Tensor
+"""How many there are; on an accelerator a tensor, which is waited for when it is needed."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -44,10 +47,10 @@ class Bracket:
     high: float
     room: int = 1 << 16
     with_ends: bool = False
-    _above: int = 0  # with those at the higher value, unless they are counted
-    _at_high: list[int] = field(default_factory=list)
+    _over: list[Count] = field(default_factory=list)  # above the lower value or, with ends, above the higher one
+    _at_high: list[Count] = field(default_factory=list)
     _inside: list[int] = field(default_factory=list)
-    _at_low: list[int] = field(default_factory=list)
+    _at_low: list[Count] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # One buffer for all that is gathered: many small ones between the pieces' own would scatter memory.
@@ -79,20 +82,22 @@ class Bracket:
         inside = over & (values < self.high)
         self._gather(_on_host(values[inside]))
         if not self.with_ends:
-            self._above += _num_true(over) - self._inside[-1]
+            self._over.append(_num_true(over))
             return
-        self._above += _num_true(values > self.high)
+        self._over.append(_num_true(values > self.high))
         self._at_high.append(_num_true(values == self.high))
         self._at_low.append(_num_true(values == self.low) if self.low != self.high else 0)
 
     def find(self, count: int) -> Found | None:
         """Return the ``count``-th largest value, or None where it is not within the bracket."""
-        rank = count - self._above  # from the larger end of the bracket, counted from 1
+        at_high, at_low = [int(some) for some in self._at_high], [int(some) for some in self._at_low]
+        above = sum(map(int, self._over)) - (0 if self.with_ends else sum(self._inside))
+        rank = count - above  # from the larger end of the bracket, counted from 1
         if rank <= 0:
             return None
-        if rank <= (at_high := sum(self._at_high)):
-            return Found(self.high, rank, self._at_high)
-        rank -= at_high
+        if rank <= sum(at_high):
+            return Found(self.high, rank, at_high)
+        rank -= sum(at_high)
         inside = self._gathered[: self._num_gathered]
         if rank <= len(inside):
             ordered = np.partition(inside, len(inside) - rank)
@@ -101,7 +106,7 @@ class Bracket:
             parts = np.split(inside, np.cumsum(self._inside)[:-1])
             return Found(threshold, num_ties, [int(np.count_nonzero(part == threshold)) for part in parts])
         rank -= len(inside)
-        return Found(self.low, rank, self._at_low) if rank <= sum(self._at_low) else None
+        return Found(self.low, rank, at_low) if rank <= sum(at_low) else None
 
     def _gather(self, values: npt.NDArray[np.float64]) -> None:
         end = self._num_gathered + len(values)
@@ -114,8 +119,8 @@ class Bracket:
         self._inside.append(len(values))
 
 
-def _num_true(mask: npt.NDArray[np.bool_] | torch.Tensor) -> int:
-    return int(mask.sum()) if isinstance(mask, torch.Tensor) else int(np.count_nonzero(mask))
+def _num_true(mask: npt.NDArray[np.bool_] | torch.Tensor) -> Count:
+    return mask.sum() if isinstance(mask, torch.Tensor) else int(np.count_nonzero(mask))
 
 
 def _on_host(values: npt.NDArray[np.float64] | torch.Tensor) -> npt.NDArray[np.float64]:

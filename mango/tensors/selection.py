@@ -156,8 +156,10 @@ class _Magnitudes:
             return [Bracket(-math.inf, math.inf) for _ in counts]
         step = min(self.size // _SAMPLES, _SAMPLED) | 1  # odd, so that it does not fall into step with the rows
         with Scratch() as buffers:
-            sample = self._of([tensor[::step] for tensor in self._flat], 0, step, buffers).cpu().numpy()
-            sample.sort()
+            values = self._of([tensor[::step] for tensor in self._flat], 0, step, buffers)
+            sample = (values if values.is_cpu else values.sort().values.cpu()).numpy()
+            if values.is_cpu:
+                sample.sort()
             return [Bracket.around(sample, self.size - count, self.size) for count in counts]
 
     def _kept(self, found: Found) -> Kept:

@@ -22,6 +22,11 @@ def assert_same(checkpoint: Checkpoint, tensors: Tensors) -> None:
         assert found.dtype == tensor.dtype
         assert found.shape == tensor.shape
         assert torch.equal(found, tensor)
+        raw = checkpoint.raw(name).numpy().tobytes()
+        start = len(raw) // 3
+        buffer = bytearray(len(raw) - start)
+        checkpoint.read_into(name, start, memoryview(buffer))
+        assert buffer == raw[start:]
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 100, 1])
@@ -154,5 +159,7 @@ def test_a_file_that_shrinks_while_open_is_an_error(tmp_path: Path, write: Write
     checkpoint = Checkpoint.open(folder)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(IntegrityError, match="changed since it was opened"):
+        checkpoint.read_into("a.weight", 0, memoryview(bytearray(1)))
     with pytest.raises(IntegrityError, match="changed since it was opened"):
         checkpoint.tensor("a.weight")
