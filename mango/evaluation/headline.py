@@ -30,7 +30,7 @@ def headline(
         "gap_closed_soft": gap_closed(trunk, oracle, soft["pure_mean"]),
         "gap_closed_hard": gap_closed(trunk, oracle, hard["pure_mean"]),
         "switching_hard_minus_posterior_ensemble": None
-        if hard["switching"] is None
+        if hard["switching"] is None or "ensemble_posterior" not in by_name
         else hard["switching"] - by_name["ensemble_posterior"]["switching"],
         "cost_hard_switching": hard["cost_switching"],
         "beats_every_static_merge": all(_beats((soft, hard), merge) for merge in merges) if merges else None,

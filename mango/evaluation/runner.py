@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mango import console
-from mango.blocks import load_source
+from mango.blocks import BlockStore, load_source
 from mango.checkpoints import open_model, open_tokenizer
 from mango.corpus import CorpusParams, ImageReader, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
@@ -28,6 +28,7 @@ from mango.evaluation.speed import seconds
 from mango.evaluation.subjects import Subjects, merge_facts, saved_models
 from mango.evaluation.systems import SWITCHING, Bench, Measured, Texts, row
 from mango.fusion import MolForCausalLM, MolPreTrainedModel, MolRowModel
+from mango.surgery.vocabulary import Retokeniser, Retold
 
 Row = dict[str, Any]
 
@@ -105,19 +106,24 @@ def evaluate_all(
             calibrated[name] = calibration(measured.guesses)
         console.note(f"{label}: {last['pure_mean']:.3f} bits per byte, {last['switching']:.3f} nats on switching text")
 
+    tokenizers = {name: subjects.store.model(name).tokenizer_sha256 for name in sources}
+    strangers = {name for name in sources if tokenizers[name] != tokenizers[sources[0]]}
     single: list[Measured] = []
     for place, name in enumerate(sources):
-        single.append(bench.measure(lambda name=name: load_source(subjects.store, name, device=device)))  # type: ignore[misc]
+        single.append(bench.measure(lambda name=name: _source(subjects.store, sources[0], name, bench)))  # type: ignore[misc]
         if place == 0:
             add("trunk", f"Trunk ({name})", "trunk", single[0], "the model that the fused one falls back on")
         else:
-            add(f"expert_{name}", f"Expert {name}", "expert", single[-1], "one source model, alone")
+            note = "one source model, alone"
+            if name in strangers:
+                note += f"; it reads the text with its own tokenizer, and is compared on the tokens of {sources[0]}"
+            add(f"expert_{name}", f"Expert {name}", "expert", single[-1], note)
     rows.insert(1, _best_single(rows))
     for name, label, kind, folder, note in saved_models(subjects):
         add(name, label, kind, bench.measure(lambda folder=folder: _saved(folder, device)), note)  # type: ignore[misc]
         if kind == "merge":
             rows[-1]["merge"] = merge_facts(folder)
-    _whole_models(add, single, params, corpus, len(sources))
+    _whole_models(add, single, params, corpus, len(sources), one_tokenizer=not strangers)
     soft, hard = _fused_modes(add, bench, subjects.fused, device)
     domains = [text for text in texts if text != SWITCHING]
     fused.set_routing("hard")
@@ -172,6 +178,13 @@ def _best_single(rows: list[Row]) -> Row:
             "note": "the source model with the lowest mean over domains"}  # fmt: skip
 
 
+def _source(store: BlockStore, trunk: str, name: str, bench: Bench) -> nn.Module:
+    """Return a source model; one with another tokenizer is asked about the trunk's tokens."""
+    model = load_source(store, name, device=bench.device)
+    reader = Retokeniser.between(store, trunk, name)
+    return model if reader is None else Retold(model, reader, batch_size=bench.batch_size)
+
+
 def _saved(folder: Path, device: torch.device) -> nn.Module:
     model = open_model(folder, dtype=torch.float32)
     nn.Module.to(model, device)
@@ -181,9 +194,15 @@ def _saved(folder: Path, device: torch.device) -> nn.Module:
 
 
 def _whole_models(
-    add: Callable[..., None], single: list[Measured], params: EvaluateParams, corpus: CorpusParams, number: int
+    add: Callable[..., None],
+    single: list[Measured],
+    params: EvaluateParams,
+    corpus: CorpusParams,
+    number: int,
+    *,
+    one_tokenizer: bool,
 ) -> None:
-    """Add what follows from the source models' losses alone."""
+    """Add what follows from the source models' losses alone; there is no ensemble of models with other tokens."""
     stacked = {name: torch.stack([m.losses[name] for m in single]) for name in single[0].losses}
     length = corpus.sequence_length
     window = params.prompt
@@ -206,6 +225,8 @@ def _whole_models(
          f"the best source model of every {corpus.segment_length} tokens, chosen with hindsight: no real system"),
     ]  # fmt: skip
     for name, label, kind, make, cost, note in kinds:
+        if kind == "ensemble" and not one_tokenizer:
+            continue
         losses = {text: make(values) for text, values in stacked.items()}
         flops = {text: sum(m.flops[text] for m in single) for text in losses} if kind == "ensemble" else {}
         add(name, label, kind, Measured(losses, dict.fromkeys(losses, cost), flops=flops), note)

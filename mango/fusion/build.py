@@ -59,7 +59,7 @@ def build_fused(
             )
     head = HEADS[fusion.task]
     _check_classes(store, fusion, names)
-    _check_tokenizers(store, fusion.trunk, names)
+    _check_tokenizers(store, fusion, names)
     layout = make_layout(fusion, maps)
     trunk = configs[fusion.trunk]
     text = trunk.get_text_config()
@@ -171,8 +171,10 @@ def _check_classes(store: BlockStore, fusion: FusionParams, names: list[str]) ->
             raise IncompatibleBlocksError(f"fusion: {name!r} tells {what}: experts must have the trunk's (id2label)")
 
 
-def _check_tokenizers(store: BlockStore, trunk: str, names: list[str]) -> None:
+def _check_tokenizers(store: BlockStore, fusion: FusionParams, names: list[str]) -> None:
+    trunk = fusion.trunk
     wanted = store.model(trunk).tokenizer_sha256
+    own = {trunk, *(expert.model for expert in fusion.experts if expert.edges == "own" or fusion.task != CAUSAL)}
     for name in names:
         found = store.model(name).tokenizer_sha256
         if found is None and store.model(name).architecture.vocab_size:
@@ -180,10 +182,11 @@ def _check_tokenizers(store: BlockStore, trunk: str, names: list[str]) -> None:
                 f"fusion: {name!r} has no tokenizer, so nothing tells whether its tokens are those of the others; copy "
                 f"tokenizer.json into {store.tokenizer_folder(name)} and run extract-blocks again"
             )
-        if found != wanted:
+        if found != wanted and name in own:
             raise IncompatibleBlocksError(
                 f"fusion: the tokenizer of {name!r} is not that of the trunk {trunk!r} "
                 f"({str(found)[:12]} and {str(wanted)[:12]}): experts must share the trunk's tokenizer"
+                + (", or take its tokens through adapters (edges: trunk)" if fusion.task == CAUSAL else "")
             )
 
 

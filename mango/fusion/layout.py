@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mango.architectures import ComponentMap
+from mango.architectures.tasks import CAUSAL
 from mango.errors import ConfigError, IncompatibleBlocksError
 from mango.fusion.params import ExpertParams, FusionParams, SpanParams
 
@@ -94,10 +95,12 @@ def make_layout(params: FusionParams, maps: Mapping[str, ComponentMap]) -> Layou
     for number, expert in enumerate(params.experts):
         where = f"fusion.experts.{number}"
         guest = maps[expert.model]
-        if guest.vocab_size != trunk.vocab_size:
+        takes_ours = params.task == CAUSAL and expert.edges == "trunk"
+        if guest.vocab_size != trunk.vocab_size and not takes_ours:
             raise IncompatibleBlocksError(
                 f"{where}: {expert.model!r} has a vocabulary of {guest.vocab_size:,} tokens, the trunk "
                 f"{params.trunk!r} one of {trunk.vocab_size:,}: experts must share the trunk's tokenizer"
+                + (", or take its tokens through adapters (edges: trunk)" if params.task == CAUSAL else "")
             )
         experts.append(
             Expert(

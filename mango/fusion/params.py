@@ -35,7 +35,8 @@ class ExpertParams(Frozen):
         cut: ``fine`` cuts it wherever the trunk is cut; ``whole`` never; ``auto`` cuts siblings of the trunk (same
             architecture, width and depth) finely and strangers not at all; or the spans themselves.
         edges: ``own`` starts the first span from the expert's own embedding and ends the last in its own head, mixed
-            in probability space; ``trunk`` takes the trunk's through adapters.
+            in probability space; ``trunk`` takes the trunk's through adapters, so that the expert may have another
+            tokenizer.
     """
 
     model: str

@@ -152,10 +152,14 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
         seed=job.seed,
     )
     names = job.model_names()
-    losses = source_losses(store, names, calibration.input_ids, batch_size=train.batch_size, device=device)
+    losses = source_losses(
+        store, names, calibration.input_ids, batch_size=train.batch_size, device=device, trunk=job.fusion.trunk
+    )
     train_losses = None
     if train.losses.supervision and len(sequences):
-        train_losses = source_losses(store, names, sequences.input_ids, batch_size=train.batch_size, device=device)
+        train_losses = source_losses(
+            store, names, sequences.input_ids, batch_size=train.batch_size, device=device, trunk=job.fusion.trunk
+        )
     return _Data(sequences, calibration, validation, losses, train_losses)
 
 

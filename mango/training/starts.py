@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mango.blocks import BlockStore, load_source
 from mango.corpus import Sequences, token_losses
 from mango.fusion import Adapter, MolForCausalLM, MolPreTrainedModel, Router
+from mango.surgery.vocabulary import Retokeniser, Retold
 from mango.tensors import RidgeFit
 from mango.training.calibration import best_expert, recorded_states
 from mango.training.params import StartParams
@@ -51,6 +52,9 @@ def start_adapters_on(
 ) -> dict[str, float]:
     """Start every adapter between different widths from ridge regression on paired activations; return R squared.
 
+    A model with another tokenizer reads the same text in its own tokens; activations are paired where a token of the
+    trunk and one of its own end at the same byte.
+
     Args:
         model: the fused model; adapters change in place.
         store: where its source models come from.
@@ -82,17 +86,25 @@ def start_adapters_on(
             name: RidgeFit(adapter.width_in, adapter.width_out, ridge=params.ridge, device=device)
             for name, adapter, _, _, _ in jobs
         }
+        reader = Retokeniser.between(store, layout.experts[0].source, expert.source)
         for batch in batches:
             inputs = {name: value.to(device) for name, value in batch.items()}
+            read = None if reader is None else reader.read(inputs["input_ids"])
+            their_inputs = inputs if read is None else {"input_ids": read.input_ids.to(device)}
             with (
                 torch.no_grad(),
                 recorded_states(trunk, [job[2] for job in jobs]) as ours,
                 recorded_states(source, [job[3] for job in jobs]) as theirs,
             ):
                 trunk(**inputs)
-                source(**inputs)
+                source(**their_inputs)
             for name, _, trunk_block, source_block, into in jobs:
-                x, y = ours[trunk_block].flatten(0, 1), theirs[source_block].flatten(0, 1)
+                x, y = ours[trunk_block], theirs[source_block]
+                if read is None:
+                    x, y = x.flatten(0, 1), y.flatten(0, 1)
+                else:
+                    row, mine, other = read.pairs.to(device).unbind(1)
+                    x, y = x[row, mine], y[row, other]
                 ridges[name].add(*((x, y) if into else (y, x)))
         for name, adapter, _, _, _ in jobs:
             weight, bias, fit = ridges[name].solve()
@@ -102,12 +114,31 @@ def start_adapters_on(
 
 
 def source_losses(
-    store: BlockStore, names: Sequence[str], input_ids: Tensor, *, batch_size: int, device: torch.device | str
+    store: BlockStore,
+    names: Sequence[str],
+    input_ids: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    trunk: str | None = None,
 ) -> dict[str, Tensor]:
-    """Return each source model's loss on each token, float32 ``[rows, length - 1]``, by name."""
+    """Return each source model's loss on each token, float32 ``[rows, length - 1]``, by name.
+
+    Args:
+        store: holds the models.
+        names: of the models.
+        input_ids: tokens of text.
+        batch_size: rows a forward pass.
+        device: where models run.
+        trunk: the model whose tokens they are; one with another tokenizer reads the text in its own, and what it loses
+            there is told on these tokens. Without, they are the tokens of all.
+    """
     losses: dict[str, Tensor] = {}
     for name in sorted(set(names)):
-        model = load_source(store, name, device=device)
+        model: nn.Module = load_source(store, name, device=device)
+        reader = None if trunk is None else Retokeniser.between(store, trunk, name)
+        if reader is not None:
+            model = Retold(model, reader, batch_size=batch_size)
         losses[name] = token_losses(model, input_ids, batch_size=batch_size)
     return losses
 
