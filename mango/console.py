@@ -94,11 +94,14 @@ class Meter:
         self._terminal = sys.stderr.isatty()
         self._start_s = self._shown_s = time.monotonic()
         self._drawn = False
+        self._first: tuple[float, int] | None = None  # what came before it may be other work, or an earlier run's
 
     def __call__(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` steps are done, if it is time to."""
         now_s = time.monotonic()
-        left_s = (now_s - self._start_s) / max(done, 1) * max(total - done, 0)
+        since_s, before = self._first or (self._start_s, 0)
+        left_s = (now_s - since_s) / max(done - before, 1) * max(total - done, 0)
+        self._first = self._first or (now_s, done)
         if self._terminal and (now_s - self._shown_s > 0.1 or done == total):
             filled = int(30 * done / max(total, 1))
             bar = f"[{'#' * filled}{'.' * (30 - filled)}]"

@@ -48,6 +48,20 @@ def test_without_a_terminal_progress_is_a_line_at_intervals(
     assert capsys.readouterr() == ("", "blocks: 3/6, 12 s left\nblocks: 6/6, 0 s left\n")
 
 
+def test_the_time_left_does_not_count_what_came_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier run had done half, and other work came first."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    meter = console.Meter("merge", every_s=1.0)
+    now = 100.0
+    meter(50, 100)
+    now = 110.0
+    meter(60, 100)
+    assert capsys.readouterr().err.splitlines()[-1] == "merge: 60/100, 40 s left"
+
+
 def test_on_a_terminal_progress_is_a_bar_that_ends_its_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from mango.checkpoints.durable import recover_folder
 from mango.checkpoints.gguf import convert_gguf
 from mango.checkpoints.hashing import sha256_file
+from mango.checkpoints.names import check_inside
 from mango.checkpoints.pickles import SIDE_FILES, SUFFIXES, convert_pickles, pickled_weights
 from mango.config import Frozen
 from mango.errors import CheckpointError, UnsafeFileError
@@ -152,11 +153,13 @@ def gguf_inside(folder: Path, name: str) -> Path:
     """Return the path of a GGUF file in a folder.
 
     Raises:
-        CheckpointError: it lies outside, or is not there.
+        CheckpointError: it is not there.
+        UnsafeFileError: it lies outside.
     """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{folder}: gguf_file {name!r} lies outside of it")
+    try:
+        path = check_inside(folder / name, folder)  # a snapshot of the Hub's cache consists of links to its blobs
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{folder}: gguf_file {name!r} lies outside of it") from error
     if not path.is_file():
         raise CheckpointError(f"{path}: no such GGUF file")
     return path

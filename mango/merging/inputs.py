@@ -12,6 +12,7 @@ import torch
 from mango.checkpoints import Checkpoint, ModelSource, default_cache, resolve
 from mango.checkpoints.configurations import BOUNDS, CODE_KEYS, CONFIG_NAME
 from mango.checkpoints.documents import read_json
+from mango.checkpoints.gguf_heads import fetch_gguf_head
 from mango.checkpoints.gguf_outline import gguf_file_of, outline_gguf
 from mango.checkpoints.names import check_inside
 from mango.errors import MangoError, MergeError
@@ -28,7 +29,7 @@ from mango.merging.names import (
 )
 from mango.merging.quantised import dequantised
 from mango.merging.references import Reference, parse_reference
-from mango.merging.remote import is_hub_id, open_remote
+from mango.merging.remote import is_hub_gguf, is_hub_id, open_remote
 from mango.merging.tensor_sources import Held, Remote, Renamed, Stored, TensorSource
 from mango.merging.vocabularies import Vocabulary
 
@@ -187,10 +188,15 @@ def _from_source(key: str, source: ModelSource, cache: Path | None, download: bo
     remote = False
     tensors: dict[str, TensorSource]
     file = None if download else gguf_file_of(source)
+    if not download and is_hub_gguf(source):
+        file, remote = fetch_gguf_head(source, cache or default_cache()), True
     if file is not None:
         folder, outline = outline_gguf(file, cache or default_cache())
         config = read_config(folder)
         tensors = {name: Remote.of(name, dtype, shape) for name, (dtype, shape) in outline.items()}
+        if remote:  # what is downloaded is the file
+            share = file.stat().st_size / max(1, sum(tensor.read_bytes for tensor in tensors.values()))
+            tensors = {n: Remote(n, t.dtype, t.shape, round(t.read_bytes * share)) for n, t in tensors.items()}
     elif not download and is_hub_id(source):
         folder, config, tensors, remote = open_remote(source, cache)
     else:

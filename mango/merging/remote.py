@@ -32,6 +32,11 @@ def is_hub_id(source: ModelSource) -> bool:
     return not path.exists() and path.suffix != ".gguf" and source.gguf_file is None and source.source.count("/") <= 1
 
 
+def is_hub_gguf(source: ModelSource) -> bool:
+    """Tell whether a source is a GGUF file in a repository of the Hub."""
+    return source.gguf_file is not None and is_hub_id(source.model_copy(update={"gguf_file": None}))
+
+
 def open_remote(source: ModelSource, cache: Path | None) -> tuple[Path, dict[str, Any], dict[str, TensorSource], bool]:
     """Return folder of the small files, configuration, tensors, and whether the weights are still on the Hub.
 

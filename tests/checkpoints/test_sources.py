@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFReader, GGUFWriter
 from pydantic import ValidationError
 
 from mango.checkpoints import Checkpoint, ModelSource, resolve, verify
+from mango.checkpoints.gguf_heads import header_end
 from mango.errors import CheckpointError
 
 
@@ -49,9 +51,9 @@ def test_sources_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         ModelSource(source="x", gguf_file="x.bin")
 
 
-def gguf_llama(file: Path, leave_out: str = "") -> dict[str, torch.Tensor]:
+def gguf_llama(file: Path, leave_out: str = "", inner: int = 64) -> dict[str, torch.Tensor]:
     """Write a Llama of two blocks as GGUF; return its weights by their names in transformers."""
-    width, heads, inner, tokens = 32, 4, 64, ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(61))]
+    width, heads, tokens = 32, 4, ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(61))]
     writer = GGUFWriter(str(file), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(width)
@@ -140,3 +142,17 @@ def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     gguf_llama(tmp_path / "tiny.gguf", leave_out="blk.1.attn_v.weight")
     with pytest.raises(CheckpointError, match=r"not those of LlamaForCausalLM \(first: .*v_proj\.weight\)"):
         resolve(ModelSource(source=str(tmp_path / "tiny.gguf")), tmp_path / "cache")
+
+
+def test_where_the_header_of_a_gguf_file_ends(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    gguf_llama(file)
+    whole = file.read_bytes()
+    end = header_end(whole)
+    start = min(int(tensor.data_offset) for tensor in GGUFReader(file).tensors)
+    assert end is not None
+    assert start - 32 < end <= start  # weights begin at the next multiple of 32
+    assert header_end(whole[:end]) == end
+    assert all(header_end(whole[:length]) is None for length in (4, 9, 24, 100, end // 2, end - 1))
+    with pytest.raises(CheckpointError, match="type 77"):
+        header_end(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x" + struct.pack("<I", 77))

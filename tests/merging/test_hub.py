@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mango.checkpoints import sha256_file
+from mango.checkpoints import Checkpoint, sha256_file
 from mango.merging import merge
+from tests.checkpoints.test_sources import gguf_llama
 from tests.merging.conftest import MakeModel
 from tests.merging.hub import Hub, commit_of, running
 
@@ -23,16 +25,18 @@ ROWS = 2**15
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from mango.checkpoints import ModelSource
 from mango.errors import MangoError
 from mango.merging import merge, plan
 cache, steps = json.loads(sys.argv[1])
 for step in steps:
+    models = {name: ModelSource(**value) for name, value in step.get("models", {}).items()}
     try:
         if "out" in step:
-            report = merge(step["document"], step["out"], cache=Path(cache))
+            report = merge(step["document"], step["out"], models, cache=Path(cache))
             print(json.dumps({"tensors": report.num_tensors}), flush=True)
         else:
-            ready = plan(step["document"], cache=Path(cache))
+            ready = plan(step["document"], models, cache=Path(cache))
             print(json.dumps({"tensors": len(ready.tensors), "unread": ready.unread}), flush=True)
     except MangoError as error:
         print(json.dumps({"error": str(error)}), flush=True)
@@ -124,3 +128,23 @@ def test_what_cannot_be_had_is_told_in_the_plan(tmp_path: Path, hub: Hub, make_m
     assert "safetensors" in errors[4]
     assert f"set revision: {commit_of(a)}" in errors[5]  # a branch can move
     assert hub.weight_bytes() == 0
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_planned_by_its_header(tmp_path: Path, hub: Hub) -> None:
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    weights = gguf_llama(folder / "model.gguf", inner=200_000)
+    size = (folder / "model.gguf").stat().st_size
+    hub.repositories = {"me/gguf": {"main": folder}}
+    source = {"source": "me/gguf", "revision": commit_of(folder), "gguf_file": "model.gguf"}
+    step = {"document": linear("a"), "models": {"a": source}}
+    lost = {"document": linear("a"), "models": {"a": {**source, "gguf_file": "other.gguf"}}}
+    told, again, missing = run(hub, tmp_path / "cache", step, step, lost)
+    assert told == again == {"tensors": len(weights), "unread": True}
+    assert "404" in missing["error"]
+    assert 0 < sum(sent for _, _, name, _, sent in hub.read if name == "model.gguf") < size / 2
+    (done,) = run(hub, tmp_path / "cache", {**step, "out": str(tmp_path / "out")})
+    assert done == {"tensors": len(weights)}
+    here = Checkpoint.open(tmp_path / "out")
+    assert all(torch.equal(here.tensor(name), tensor) for name, tensor in weights.items())
