@@ -21,6 +21,7 @@ AUTO_CLASSES = {
     "sentence-embedding": "AutoModel",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "image-classification": "AutoModelForImageClassification",
+    "image-text-to-text": "AutoModelForImageTextToText",
 }
 """The Auto class of each task that a fused model may be for."""
 _TABLE = "transformers.models.auto.configuration_auto"

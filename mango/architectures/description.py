@@ -29,7 +29,7 @@ from mango.architectures.stacks import (
     root_of,
     weight_of,
 )
-from mango.architectures.tasks import CAUSAL, TASKS, task_of
+from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, TASKS, task_of
 from mango.architectures.trace import Call, Trace, tracing
 from mango.errors import ArchitectureError
 
@@ -74,7 +74,7 @@ def _describe(model: PreTrainedModel, task: str, config: PretrainedConfig) -> Co
     found = [(trace, candidate) for candidate in candidates(model, trace, reasons)]
     for part_trace, candidate in _unreached(model, trace):
         found.append((part_trace, candidate))
-    main_trace, main = _main(model, found, base_prefix, where, reasons)
+    main_trace, main = _main(model, found, base_prefix, where, reasons, trace if task in (CAUSAL, IMAGE_TEXT) else None)
     if not main.path.startswith(f"{base_prefix}."):
         base_prefix = ""
     family = TASKS[task].family or _family(model)
@@ -213,10 +213,17 @@ def _prefixed(call: Call, path: str) -> Call:
 
 
 def _main(
-    model: nn.Module, found: list[tuple[Trace, Candidate]], base: str, where: str, reasons: list[str]
+    model: nn.Module,
+    found: list[tuple[Trace, Candidate]],
+    base: str,
+    where: str,
+    reasons: list[str],
+    written: Trace | None,
 ) -> tuple[Trace, Candidate]:
     inside = [pair for pair in found if base and pair[1].path.startswith(f"{base}.")] or found
     inside = [pair for pair in inside if pair[1].blocklike] or inside
+    if written is not None:  # of a model that writes text, the stack that its tokens go through, not that of its images
+        inside = [pair for pair in inside if pair[0] is written] or inside
     if not inside:
         why = "; ".join(reasons) or "no list of modules runs"
         raise ArchitectureError(f"{where}: no block list: wanted a list whose entries run once and in order; {why}")

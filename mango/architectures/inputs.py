@@ -163,6 +163,9 @@ class InputMaker:
 
     def _patch_rows(self, *, flat: bool = True) -> Tensor:
         config = self._vision_config()
+        if _read(config, "patch_size") is None:
+            levels = _inner_configs(self.config)
+            config = next((level for level in levels if _read(level, "patch_size")), config)
         patch = _read(config, "patch_size") or 14
         channels = _read(config, "in_channels", "num_channels", "in_chans") or 3
         frames = _read(config, "temporal_patch_size") or 1

@@ -32,6 +32,7 @@ class Task:
 CAUSAL = "causal-lm"
 MASKED = "masked-lm"
 SEQ2SEQ = "seq2seq-lm"
+IMAGE_TEXT = "image-text-to-text"
 BASE = "base"
 
 # In the order in which a configuration's task is looked for, when nothing says which is meant.
@@ -39,7 +40,7 @@ _TASKS = (
     Task(CAUSAL, "MODEL_FOR_CAUSAL_LM_MAPPING", "causal"),
     Task(SEQ2SEQ, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "seq2seq"),
     Task(MASKED, "MODEL_FOR_MASKED_LM_MAPPING", "masked"),
-    Task("image-text-to-text", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "multimodal"),
+    Task(IMAGE_TEXT, "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "multimodal"),
     Task("multimodal-lm", "MODEL_FOR_MULTIMODAL_LM_MAPPING", "multimodal"),
     Task("speech-seq2seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING", "audio"),
     Task("ctc", "MODEL_FOR_CTC_MAPPING", "audio"),

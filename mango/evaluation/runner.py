@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mango import console
 from mango.blocks import BlockStore, load_source
-from mango.checkpoints import open_model, open_tokenizer
+from mango.checkpoints import open_model, open_tokenizer, read_configuration
 from mango.corpus import CorpusParams, ImageReader, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
@@ -28,6 +28,7 @@ from mango.evaluation.speed import seconds
 from mango.evaluation.subjects import Subjects, merge_facts, saved_models
 from mango.evaluation.systems import SWITCHING, Bench, Measured, Texts, row
 from mango.fusion import MolForCausalLM, MolPreTrainedModel, MolRowModel
+from mango.fusion.tasks import task_of_source
 from mango.surgery.vocabulary import Retokeniser, Retold
 
 Row = dict[str, Any]
@@ -120,7 +121,7 @@ def evaluate_all(
             add(f"expert_{name}", f"Expert {name}", "expert", single[-1], note)
     rows.insert(1, _best_single(rows))
     for name, label, kind, folder, note in saved_models(subjects):
-        add(name, label, kind, bench.measure(lambda folder=folder: _saved(folder, device)), note)  # type: ignore[misc]
+        add(name, label, kind, bench.measure(lambda folder=folder: _saved(folder, device, fused.task)), note)  # type: ignore[misc]
         if kind == "merge":
             rows[-1]["merge"] = merge_facts(folder)
     _whole_models(add, single, params, corpus, len(sources), one_tokenizer=not strangers)
@@ -185,8 +186,10 @@ def _source(store: BlockStore, trunk: str, name: str, bench: Bench) -> nn.Module
     return model if reader is None else Retold(model, reader, batch_size=bench.batch_size)
 
 
-def _saved(folder: Path, device: torch.device) -> nn.Module:
-    model = open_model(folder, dtype=torch.float32)
+def _saved(folder: Path, device: torch.device, task: str) -> nn.Module:
+    read_configuration(folder)  # checked before transformers sees it
+    own = task_of_source(task, AutoConfig.from_pretrained(folder))
+    model = open_model(folder, dtype=torch.float32, task=own)
     nn.Module.to(model, device)
     if isinstance(model, MolForCausalLM):
         model.set_routing("soft")

@@ -8,6 +8,7 @@ from mango.fusion.configuration import MolConfig
 from mango.fusion.core import MolPreTrainedModel, MolRowModel
 from mango.fusion.encoders import MolEncoder, MolForMaskedLM, MolForSentenceEmbedding
 from mango.fusion.heads import HEADS
+from mango.fusion.image_text import MolForImageTextToText
 from mango.fusion.images import MolForImageClassification
 from mango.fusion.layout import Expert, Layout, Span, make_layout
 from mango.fusion.modeling import MolForCausalLM
@@ -38,6 +39,7 @@ __all__ = [
     "MolEncoder",
     "MolForCausalLM",
     "MolForImageClassification",
+    "MolForImageTextToText",
     "MolForMaskedLM",
     "MolForSentenceEmbedding",
     "MolForSeq2SeqLM",

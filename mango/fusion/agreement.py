@@ -13,15 +13,18 @@ from transformers.initialization import no_init_weights
 
 from mango.architectures import ComponentMap, capture_block_calls, describe
 from mango.architectures.meta import MODEL_FAILURES
-from mango.architectures.tasks import CAUSAL, SEQ2SEQ, class_for
+from mango.architectures.tasks import SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError
 from mango.fusion.comparison import compare
 from mango.fusion.core import MolPreTrainedModel
 from mango.fusion.encoder_agreement import EncoderTrace
 from mango.fusion.expert import FusedExpert
+from mango.fusion.image_agreement import check_images
+from mango.fusion.image_text import MolForImageTextToText
 from mango.fusion.seq2seq_agreement import Seq2SeqTrace
 from mango.fusion.shells import Body, Tail
+from mango.fusion.tasks import TEXT_TASKS
 
 NUM_TOKENS = 4
 
@@ -45,10 +48,12 @@ def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
     dtype = next(model.parameters()).dtype
     for name in sorted({expert.source for expert in layout.experts}):
         config = model.config.source_config(name)
-        parts = describe(config, model.config.source_task)
+        parts = describe(config, model.config.source_task(config))
         try:
             source = _open(store, name, dtype, config, parts)
             trace = _trace(source, parts)
+            if isinstance(model, MolForImageTextToText) and name == layout.experts[0].source:
+                check_images(model, source)
             for number, expert in enumerate(layout.experts):
                 fused = model.experts[number]
                 if expert.source == name and isinstance(fused, FusedExpert):
@@ -68,7 +73,7 @@ def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
 
 
 def _trace(source: PreTrainedModel, parts: ComponentMap) -> _Trace | EncoderTrace | Seq2SeqTrace:
-    if parts.task == CAUSAL:
+    if parts.task in TEXT_TASKS:
         return _Trace(source, parts)
     return Seq2SeqTrace(source, parts) if parts.task == SEQ2SEQ else EncoderTrace(source, parts)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from mango.architectures import ComponentMap, build_meta, describe
-from mango.architectures.tasks import CAUSAL, MASKED, SEQ2SEQ, class_for
+from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, MASKED, SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
@@ -21,7 +21,7 @@ from mango.fusion.heads import HEADS
 from mango.fusion.layout import Layout, make_layout
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
 from mango.fusion.seq2seq_shells import canonical, true_names
-from mango.fusion.tasks import IMAGES, SOURCE_TASKS
+from mango.fusion.tasks import IMAGES, SOURCE_TASKS, task_of_source
 
 
 def build_fused(
@@ -50,8 +50,10 @@ def build_fused(
     for name in names:
         if fusion.task == CAUSAL and maps[name].task == MASKED:
             configs[name], maps[name] = as_decoder(configs[name], maps[name], name)
+        if fusion.task == IMAGE_TEXT:
+            maps[name] = as_reader(configs[name], maps[name], name, trunk=name == fusion.trunk)
     for name in names:
-        if maps[name].task != SOURCE_TASKS[fusion.task]:
+        if maps[name].task != task_of_source(fusion.task, configs[name]):
             raise ArchitectureError(
                 f"fusion: {name!r} ({maps[name].architecture}) is for {maps[name].task}, and fusion.task is "
                 f"{fusion.task}, which fuses models for {SOURCE_TASKS[fusion.task]}; `mango architectures` lists what "
@@ -149,6 +151,40 @@ def as_decoder(config: PretrainedConfig, parts: ComponentMap, name: str) -> tupl
     )
 
 
+def as_reader(config: PretrainedConfig, parts: ComponentMap, name: str, *, trunk: bool) -> ComponentMap:
+    """Return the map of a model in a fused model that reads images: of the blocks that its text goes through.
+
+    Args:
+        config: the model's configuration.
+        parts: its map as it was extracted.
+        name: of the model, for messages.
+        trunk: whether it is the trunk, which reads the images.
+
+    Raises:
+        ArchitectureError: it reads no images though it is the trunk, or it reads them in a way that experts of text
+            cannot follow.
+    """
+    task = task_of_source(IMAGE_TEXT, config)
+    found = parts if parts.task == task else describe(config, task)
+    where = f"fusion: {name!r} ({found.architecture})"
+    if trunk and task != IMAGE_TEXT:
+        raise ArchitectureError(
+            f"{where} reads no images, so it cannot be the trunk of a model for {IMAGE_TEXT}; name the model that "
+            "reads them as fusion.trunk, or use fusion.task causal-lm"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ArchitectureError(
+            f"{where} reads images in an encoder that its decoder attends to, and has no places for them among its "
+            "tokens: it can be neither trunk nor expert of a model for image-text-to-text"
+        )
+    if found.blocks_path != parts.blocks_path:
+        raise ArchitectureError(
+            f"{where} was extracted with the blocks of {parts.blocks_path}, and its text goes through those of "
+            f"{found.blocks_path}; run extract-blocks again"
+        )
+    return found
+
+
 def _of_task(task: str, trunk: PretrainedConfig) -> dict[str, Any]:
     """Return what the configuration of a fused model has of its trunk's beside the special tokens."""
     if task == IMAGES:
@@ -204,11 +240,12 @@ def _weights(store: BlockStore, layout: Layout, maps: dict[str, ComponentMap], s
         first = expert.spans[0]
         edges = store.edge_tensors(expert.source)
         front = expert.own_edges and first.enter == 0 and first.start == 0
+        whole = front and number == 0 and shells.host is not None
         tail = shells.own_tail(expert, parts, last, anchor=number == 0)
         base = f"{parts.base_prefix}."
         for name, tensor in edges.items():
             inner = name.removeprefix(base) if name.startswith(base) else None
-            if inner is not None and _under(inner, parts.before):
+            if inner is not None and (_under(inner, parts.before) or (whole and not _under(inner, parts.after))):
                 if front:
                     out[f"{root}.bodies.0.base.{inner}"] = tensor
             elif tail and (shells.headed if inner is None else _under(inner, parts.after)):

@@ -45,7 +45,7 @@ class PositionMemory:
     choice: Tensor
 
     @classmethod
-    def empty(cls, states: Tensor, num_experts: int) -> PositionMemory:
+    def empty(cls, states: Tensor, num_experts: int, position_ids: Tensor) -> PositionMemory:
         """Return a memory of nothing for rows like those of `states` (``[rows, length, width]``)."""
         rows, _, width = states.shape
         none = torch.zeros(rows, 0, dtype=torch.long, device=states.device)
@@ -53,7 +53,7 @@ class PositionMemory:
         return cls(
             states[:, :0],
             none,
-            none,
+            position_ids[:, :0],
             none.bool(),
             flags,
             flags,
@@ -167,12 +167,14 @@ class FusedCache(Cache):
 
     With soft routing each span holds every token, padding included, as its own model would. With sparse routing a
     span holds the tokens that it processed and no others. Where whole rows choose, `span_rows` says which rows a span
-    of `dense_spans` holds; all without.
+    of `dense_spans` holds; all without. Behind images the trunk may count its positions from another number on than
+    that of the tokens: `offsets` is the difference, ``[rows]``.
     """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.mask: Tensor | None = None
+        self.offsets: Tensor | None = None
         self.selection: Selection | None = None
         self.positions: dict[int, PositionMemory] = {}
         self.spans: dict[tuple[int, int], SpanMemory] = {}
@@ -239,6 +241,7 @@ class FusedCache(Cache):
             return
         rows, num_rows = indices.to(self.mask.device), self.mask.shape[0]
         self.mask = self.mask.index_select(0, rows)
+        self.offsets = None if self.offsets is None else self.offsets.index_select(0, rows)
         self.positions = {p: memory.select(rows) for p, memory in self.positions.items()}
         for span in self.spans.values():
             span.select(rows)

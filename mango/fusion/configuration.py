@@ -11,7 +11,7 @@ from mango.checkpoints import check_configuration
 from mango.errors import CheckpointError, ConfigError
 from mango.fusion.layout import Layout
 from mango.fusion.params import AdapterParams, RouterParams
-from mango.fusion.tasks import SOURCE_TASKS
+from mango.fusion.tasks import SOURCE_TASKS, task_of_source
 
 
 class MolConfig(PretrainedConfig):
@@ -93,10 +93,13 @@ class MolConfig(PretrainedConfig):
         """Return the cuts and experts."""
         return Layout.from_dict(self.layout)
 
-    @property
-    def source_task(self) -> str:
-        """What the source models are for, of :data:`mango.architectures.TASKS`."""
-        return SOURCE_TASKS[self.task]
+    def source_task(self, config: PretrainedConfig) -> str:
+        """Return what a source model is for, of :data:`mango.architectures.TASKS`.
+
+        Args:
+            config: the source model's configuration.
+        """
+        return task_of_source(self.task, config)
 
     def source_config(self, name: str) -> PretrainedConfig:
         """Return the configuration of a source model, a new object at each call.
@@ -114,7 +117,7 @@ class MolConfig(PretrainedConfig):
             raise ConfigError(f"config.json: sources.{name}: the installed transformers has no model type {kind!r}")
         config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values)
         wanted = self._attn_implementation
-        model_class = class_for(config, self.source_task)
+        model_class = class_for(config, self.source_task(config))
         if wanted == "sdpa" and not getattr(model_class, "_supports_sdpa", True):
             wanted = "eager"  # as it has when it is opened on its own
         config._attn_implementation = wanted

@@ -69,7 +69,7 @@ class MolPreTrainedModel(PreTrainedModel):
         ties: dict[str, str] = {}
         for number, expert in enumerate(self.layout.experts):
             source = config.source_config(expert.source)
-            parts = describe(source, config.source_task)
+            parts = describe(source, config.source_task(source))
             fused = FusedExpert(
                 expert, source, parts, config.hidden_size, adapter_params, self.shells, anchor=number == 0, last=last
             )

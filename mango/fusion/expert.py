@@ -27,12 +27,15 @@ class Shells:
         headed: whether models end in heads, in which experts may end too, and whose distributions are mixed; otherwise
             all end in the trunk's norm, through adapters.
         encoder: runs a model's encoder, where spans are of its decoder.
+        host: runs the anchor's spans, where they are run in another way than those of guests: it reads images. Every
+            guest then has an adapter at its entrance, through which images come.
     """
 
     body: type[Body]
     tail: type[Tail]
     headed: bool = True
     encoder: type[SourceEncoder] | None = None
+    host: type[Body] | None = None
 
     def tail_of(self, config: Any, parts: ComponentMap) -> Tail:
         """Return the final norm and head of a source model.
@@ -88,8 +91,9 @@ class FusedExpert(nn.Module):
         self.fronts = [expert.own_edges and span.enter == 0 and span.start == 0 for span in expert.spans]
         self.encoder = None if shells.encoder is None else shells.encoder(config, parts)
         self.own_tail = shells.own_tail(expert, parts, last, anchor=anchor)
+        make_body = shells.host if anchor and shells.host is not None else shells.body
         self.bodies = nn.ModuleList(
-            shells.body(config, parts, span.start, span.stop, front=front)
+            make_body(config, parts, span.start, span.stop, front=front)
             for span, front in zip(expert.spans, self.fronts, strict=True)
         )
         self.tail = shells.tail_of(config, parts) if self.own_tail else None
@@ -100,7 +104,7 @@ class FusedExpert(nn.Module):
             return make(width_in, width_out, chosen)  # type: ignore[call-arg]
 
         count = len(expert.spans)
-        inputs = [not front and not anchor for front in self.fronts]
+        inputs = [(not front or shells.host is not None) and not anchor for front in self.fronts]
         outputs = [not anchor and not (self.own_tail and i == count - 1) for i in range(count)]
         self.inputs = nn.ModuleDict({str(i): new(width, parts.width) for i in range(count) if inputs[i]})
         self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})

@@ -16,6 +16,7 @@ from mango.fusion.expert import Shells
 from mango.fusion.generation import FusedGeneration
 from mango.fusion.mixing import IGNORED, mix_logits, mix_losses
 from mango.fusion.output import MolOutput, Routing
+from mango.fusion.routers import Selection
 from mango.fusion.shells import Body, Tail
 from mango.fusion.step import Step
 
@@ -84,14 +85,12 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
         if position_ids is None:
             position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
         position_ids = position_ids.expand(input_ids.shape[0], -1)
-        step = Step(self, selection, input_ids, mask, position_ids, cache)
-        front = self._anchor.bodies[0]
-        assert isinstance(front, Body)
-        groups = step.run(front.entrance(input_ids, position_ids), present)
+        step, states = self._start(selection, input_ids, mask, position_ids, cache, kwargs)
+        groups = step.run(states, present)
         hard = selection.k == 1
         if cache is not None:
             cache.mask = mask
-        targets = None if labels is None else _targets(labels, present)
+        targets = None if labels is None else self._targets(labels, input_ids, present)
         routing, counts = tuple(step.routing), step.counts(input_ids.device)
         if losses_only:
             if targets is None:
@@ -119,11 +118,30 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool)
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        step = Step(self, self._selection(), input_ids, mask, position_ids, None)
+        step, states = self._start(self._selection(), input_ids, mask, position_ids, None, {})
+        step.run(states, mask, until=position)
+        return step.routing[-1]
+
+    def _start(
+        self,
+        selection: Selection,
+        input_ids: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        cache: FusedCache | None,
+        more: dict[str, Any],
+    ) -> tuple[Step, Tensor]:
+        """Return a step and the states that it starts from; what it takes of further arguments is taken out."""
         front = self._anchor.bodies[0]
         assert isinstance(front, Body)
-        step.run(front.entrance(input_ids, position_ids), mask, until=position)
-        return step.routing[-1]
+        step = Step(self, selection, input_ids, mask, position_ids, cache)
+        return step, front.entrance(input_ids, position_ids)
+
+    def _targets(self, labels: Tensor, input_ids: Tensor, present: Tensor) -> Tensor:
+        """Return labels without those that do not count: padding is not predicted, and nothing is predicted from it."""
+        counted = present.clone()
+        counted[:, 1:] &= present[:, :-1]
+        return labels.masked_fill(~counted, IGNORED)
 
     def _mask(self, attention_mask: Tensor | None, input_ids: Tensor, past: int, cache: FusedCache | None) -> Tensor:
         rows, length = input_ids.shape
@@ -138,10 +156,3 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
                 "one column for each cached and each new token"
             )
         return attention_mask.to(device=input_ids.device, dtype=torch.bool)
-
-
-def _targets(labels: Tensor, present: Tensor) -> Tensor:
-    """Return labels without those that do not count: padding is not predicted, and nothing is predicted from it."""
-    counted = present.clone()
-    counted[:, 1:] &= present[:, :-1]
-    return labels.masked_fill(~counted, IGNORED)

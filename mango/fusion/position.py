@@ -104,8 +104,8 @@ def to_process(arrival: Arrival, catch_up: int) -> Tensor:
 
 def run_sparse(
     body: Body,
-    enter: Callable[[Tensor], Tensor],
-    inputs: Tensor,
+    enter: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
     position_ids: Tensor,
     picked: Tensor,
     memory: SpanMemory | None,
@@ -117,7 +117,7 @@ def run_sparse(
     Args:
         body: the span.
         enter: brings what is picked of `inputs` to the span.
-        inputs: ids ``[rows, length]`` or states ``[rows, length, width]``.
+        inputs: ids ``[rows, length]``, states ``[rows, length, width]``, or both.
         position_ids: true positions, ``[rows, length]``.
         picked: the tokens to process, ``[rows, length]``, each row's in order.
         memory: the span's keys and values, which grow by these tokens; None without a cache.
@@ -137,7 +137,8 @@ def run_sparse(
         least = min(num_rows, -(-ALIGNMENT // picked.shape[1]))
         rows = torch.cat([rows, rows[-1:].expand(max(0, least - number))])
     if not every:
-        inputs, position_ids, picked = inputs[rows], position_ids[rows], picked[rows]
+        inputs = tuple(part[rows] for part in inputs)
+        position_ids, picked = position_ids[rows], picked[rows]
     runs = Runs.of(picked, align=align)
     mask = runs.valid
     cache = None
@@ -145,7 +146,7 @@ def run_sparse(
         cache, cached = memory.load(body, rows)
         if cached is not None:
             mask = torch.cat([cached, mask], 1)
-    out = runs.put(body(enter(runs.pick(inputs)), mask, runs.pick(position_ids), cache))
+    out = runs.put(body(enter(*map(runs.pick, inputs)), mask, runs.pick(position_ids), cache))
     if memory is not None and cache is not None:
         memory.store(cache, mask, rows, num_rows)
     if every:

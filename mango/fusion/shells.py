@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mango.architectures import ComponentMap
-from mango.architectures.tasks import class_for
+from mango.architectures.tasks import IMAGE_TEXT, class_for
 from mango.errors import ArchitectureError
 
 
@@ -66,8 +66,18 @@ def _skeleton() -> Iterator[None]:
         yield
 
 
-def pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int) -> PreTrainedModel:
-    """Return the model without data, with blocks ``start`` to ``stop - 1`` only."""
+def pruned(
+    config: PretrainedConfig, parts: ComponentMap, start: int, stop: int, *, whole: bool = False
+) -> PreTrainedModel:
+    """Return the model without data, with blocks ``start`` to ``stop - 1`` only.
+
+    Args:
+        config: the source model's configuration.
+        parts: where it keeps its parts.
+        start: its first block.
+        stop: the block after its last.
+        whole: whether to keep what is on no way from tokens to blocks, such as what reads images.
+    """
     own = deepcopy(config)
     own.tie_word_embeddings = False  # ties are the fused model's to make
     with _skeleton():
@@ -78,8 +88,10 @@ def pruned(config: PretrainedConfig, parts: ComponentMap, start: int, stop: int)
     assert isinstance(blocks, nn.ModuleList)
     # Blocks are built in the whole model first, so that each has its true index, kind and scale.
     put(base, parts.blocks, nn.ModuleList(list(blocks)[start:stop]))
-    _drop_unreached(base, (*parts.before, parts.blocks, *parts.after), "")
-    for part in {id(c): c for c in (own, model.config, getattr(base, "config", own))}.values():
+    if not whole:
+        _drop_unreached(base, (*parts.before, parts.blocks, *parts.after), "")
+    runner: Any = model.get_submodule(parts.stacks[0].root) if parts.task == IMAGE_TEXT else base
+    for part in {id(c): c for c in (own, model.config, getattr(base, "config", own), runner.config)}.values():
         field = part.attribute_map.get("layer_types", "layer_types")
         computed = isinstance(getattr(type(part), field, None), property)  # follows from the number of blocks
         if getattr(part, "layer_types", None) and not computed:
@@ -126,11 +138,14 @@ class Body(GradientCheckpointingLayer):
         front: whether it starts from token ids, through the source model's own embedding.
     """
 
+    whole = False
+    """Whether a front keeps all that stands before the blocks, and not only what token ids go through."""
+
     def __init__(self, config: PretrainedConfig, parts: ComponentMap, start: int, stop: int, *, front: bool) -> None:
         super().__init__()
         if front and start:
             raise ArchitectureError(f"a span that starts at block {start} cannot start from token ids")
-        base = pruned(config, parts, start, stop).get_submodule(parts.base_prefix)
+        base = pruned(config, parts, start, stop, whole=front and self.whole).get_submodule(parts.base_prefix)
         if not front:
             self.drop_before(base, parts)
         for path in parts.after:

@@ -165,6 +165,35 @@ class Step(Flow):
         self.cache = cache
         self._arrived: Arrival | None = None
 
+    def read(self, body: Body, ids: Tensor, states: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
+        """Return what a span is made its inputs of: token ids for a front, states for others.
+
+        Args:
+            body: the span.
+            ids: token ids, ``[rows, length]``.
+            states: states of the trunk, ``[rows, length, width]``.
+            position_ids: true positions, ``[rows, length]``.
+        """
+        return (ids,) if body.front else (states,)
+
+    def enter(self, fused: FusedExpert, index: int, *read: Tensor) -> Tensor:
+        """Return the inputs of a span.
+
+        Args:
+            fused: the expert.
+            index: which of its spans.
+            read: of some tokens, what :meth:`read` returned.
+        """
+        return fused.enter(index, read[0])
+
+    def mask_of(self, expert: int) -> Tensor:
+        """Return which tokens an expert's spans see, where it processes all of them: the real ones.
+
+        Args:
+            expert: number of the expert.
+        """
+        return self.mask
+
     def decide(self, position: int, states: Tensor, present: Tensor) -> Tensor:
         """Let tokens in behind those that are kept from before, pool, and choose."""
         arrived = self._arrived = self._arrive(position, states, present)
@@ -177,7 +206,7 @@ class Step(Flow):
         router = self._router(position)
         memory = None if self.cache is None else self.cache.positions.get(position)
         if memory is None:
-            memory = PositionMemory.empty(states, len(entering))
+            memory = PositionMemory.empty(states, len(entering), self.position_ids)
         arrived = arrive(
             router, self.selection, states, self.ids, self.position_ids, present, memory, align=self.cache is None
         )
@@ -208,20 +237,20 @@ class Step(Flow):
             assert isinstance(body, Body)
             key = (expert, index)
             if due is None:
-                inputs = self.ids if body.front else fused.enter(index, states)
+                inputs = self.enter(fused, index, *self.read(body, self.ids, states, self.position_ids))
                 span_cache = None
                 if self.cache is not None:
                     span_cache = self.cache.dense_spans.setdefault(key, body.new_cache())
-                outputs.append(body(inputs, self.mask, self.position_ids, span_cache))
+                outputs.append(body(inputs, self.mask_of(expert), self.position_ids, span_cache))
                 self._counts[key] = self.mask[:, -self.ids.shape[1] :].sum()
                 continue
             memory = arrived.memory
-            inputs = memory.ids if body.front else memory.states
+            read = self.read(body, memory.ids, memory.states, memory.position_ids)
             span_memory = None
             if self.cache is not None:
                 span_memory = self.cache.spans.setdefault(key, SpanMemory())
             picked = due[..., place]
-            out = run_sparse(body, partial(fused.enter, index), inputs, memory.position_ids, picked, span_memory)
+            out = run_sparse(body, partial(self.enter, fused, index), read, memory.position_ids, picked, span_memory)
             outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
             self._counts[key] = picked.sum()
         if self.cache is not None:

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mango.architectures.tasks import CAUSAL, MASKED, SEQ2SEQ
+from transformers import PretrainedConfig
 
-FusedTask = Literal["causal-lm", "masked-lm", "sentence-embedding", "seq2seq-lm", "image-classification"]
+from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, MASKED, SEQ2SEQ, class_for
+
+FusedTask = Literal[
+    "causal-lm", "masked-lm", "sentence-embedding", "seq2seq-lm", "image-classification", "image-text-to-text"
+]
 
 IMAGES: FusedTask = "image-classification"
 EMBEDDING: FusedTask = "sentence-embedding"
 
-SOURCE_TASKS: dict[str, str] = {CAUSAL: CAUSAL, MASKED: MASKED, EMBEDDING: MASKED, SEQ2SEQ: SEQ2SEQ, IMAGES: IMAGES}
-"""For each task of a fused model, the task that its source models must be for."""
+SOURCE_TASKS: dict[str, str] = {
+    CAUSAL: CAUSAL,
+    MASKED: MASKED,
+    EMBEDDING: MASKED,
+    SEQ2SEQ: SEQ2SEQ,
+    IMAGES: IMAGES,
+    IMAGE_TEXT: IMAGE_TEXT,
+}
+"""For each task of a fused model, the task that its source models must be for; see :func:`task_of_source`."""
+
+TEXT_TASKS = (CAUSAL, IMAGE_TEXT)
+"""Tasks whose models write text token by token, and are trained and evaluated on running text."""
+
+
+def task_of_source(task: str, config: PretrainedConfig) -> str:
+    """Return what one source model is run as in a fused model.
+
+    A model that reads images may have experts that know text alone: they are causal language models.
+
+    Args:
+        task: of the fused model.
+        config: the source model's configuration.
+    """
+    if task == IMAGE_TEXT and class_for(config, IMAGE_TEXT) is None:
+        return CAUSAL
+    return SOURCE_TASKS[task]

@@ -40,6 +40,8 @@ _CALLS = {
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))""",
     "seq2seq-lm": """inputs = tokenizer("def main():", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))""",
+    "image-text-to-text": """inputs = tokenizer("def main():", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))  # images: what the trunk's processor makes""",
     "masked-lm": """inputs = tokenizer(f"def {tokenizer.mask_token}():", return_tensors="pt")
 print(tokenizer.decode(model(**inputs).logits[0].argmax(-1)))""",
     "sentence-embedding": """inputs = tokenizer(["one text", "another"], return_tensors="pt", padding=True)
@@ -52,6 +54,7 @@ _TAGS = {
     "sentence-embedding": "sentence-similarity",
     "seq2seq-lm": "text2text-generation",
     "image-classification": "image-classification",
+    "image-text-to-text": "image-text-to-text",
 }
 """What model hubs call each task; a causal language model is for text generation."""
 

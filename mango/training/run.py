@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from mango.architectures.tasks import CAUSAL
 from mango.blocks import BlockStore, load_source
 from mango.checkpoints import (
     check_room,
@@ -35,6 +34,7 @@ from mango.fusion import (
     build_fused,
     make_layout,
 )
+from mango.fusion.tasks import TEXT_TASKS
 from mango.signals import resumes
 from mango.training.checkpoints import KEPT, how_it_resumes
 from mango.training.controls import ResumedTrunk, continue_trunk, save_ordinary, self_stitch
@@ -96,7 +96,7 @@ class Job:
                 "loss says nothing about the others: set it above 0, or train the router softly"
             )
 
-        if self.train.controls.continued_trunk and self.fusion.task != CAUSAL:
+        if self.train.controls.continued_trunk and self.fusion.task not in TEXT_TASKS:
             raise TrainingError(
                 f"train.controls.continued_trunk: true, but the trunk of a model for {self.fusion.task} is not trained "
                 "further so far: set it to false"
@@ -252,7 +252,7 @@ def train_all(
     layout = make_layout(job.fusion, {name: store.model(name).architecture for name in job.model_names()})
     resumed = resumes(lambda: how_it_resumes(work))
     with resumed, only_writer(work), replace_folders(controls, out) as (new_controls, new_out):
-        causal = job.fusion.task == CAUSAL
+        causal = job.fusion.task in TEXT_TASKS
         data: _Data | HeadData
         if causal:
             data = prepare(job, store, open_tokenizer(tokenizer_folder), device)

@@ -100,6 +100,7 @@ def test_parameters_without_a_router_are_said(fused: Path, facts: dict[str, Any]
         ("masked-lm", "AutoModelForMaskedLM"),
         ("sentence-embedding", "pooler_output"),
         ("seq2seq-lm", "AutoModelForSeq2SeqLM"),
+        ("image-text-to-text", "AutoModelForImageTextToText"),
     ],
 )
 def test_the_example_is_that_of_the_task(fused: Path, facts: dict[str, Any], task: str, words: str) -> None:
