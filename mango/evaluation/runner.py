@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mango import console
 from mango.blocks import BlockStore, load_source
-from mango.checkpoints import open_model, open_tokenizer, read_configuration
+from mango.checkpoints import open_config, open_model, open_tokenizer
 from mango.corpus import CorpusParams, ImageReader, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
@@ -187,8 +187,7 @@ def _source(store: BlockStore, trunk: str, name: str, bench: Bench) -> nn.Module
 
 
 def _saved(folder: Path, device: torch.device, task: str) -> nn.Module:
-    read_configuration(folder)  # checked before transformers sees it
-    own = task_of_source(task, AutoConfig.from_pretrained(folder))
+    own = task_of_source(task, open_config(folder))
     model = open_model(folder, dtype=torch.float32, task=own)
     nn.Module.to(model, device)
     if isinstance(model, MolForCausalLM):
