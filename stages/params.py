@@ -14,6 +14,7 @@ from mango.config import Frozen, Loaded, Problem, load, near, refuse
 from mango.corpus import CorpusParams
 from mango.evaluation import EvaluateParams
 from mango.fusion import AdapterParams, FusionParams, RouterParams
+from mango.fusion.tasks import TEXT_TASKS
 from mango.gates import GateParams
 from mango.merging import MergeParams
 from mango.packaging import PackageParams
@@ -48,7 +49,7 @@ class Params(Frozen):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
-        refuse([*_merge_problems(self), *_fusion_problems(self), *_router_problems(self)])
+        refuse([*_merge_problems(self), *_fusion_problems(self), *_router_problems(self), *_metric_problems(self)])
         return self
 
 
@@ -74,6 +75,13 @@ def _router_problems(params: Params) -> Iterator[Problem]:
     if k is not None and k > num_experts:
         message = f"{k} is more than the {num_experts} experts (the trunk and {num_experts - 1} more)"
         yield Problem(f"router.{chosen}.k", message, depends=("fusion.experts", "router.type"))
+
+
+def _metric_problems(params: Params) -> Iterator[Problem]:
+    metric, task = params.package.metric, params.fusion.task
+    if metric is not None and metric.split(".")[-1] in ("switching", "cost_switching") and task not in TEXT_TASKS:
+        message = f"{metric!r} is not measured for fusion.task {task}: choose fused_hard.pure_mean, or leave it out"
+        yield Problem("package.metric", message, depends=("fusion.task",))
 
 
 def _unknown(named: Iterable[tuple[str, str]], known: Iterable[str]) -> Iterator[Problem]:

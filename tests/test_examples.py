@@ -9,12 +9,12 @@ import pytest
 import torch
 
 FAMILIES = Path(__file__).parents[1] / "examples" / "families"
-TRAINED = ("decoder", "encoder", "encoder_decoder")
+TRAINED = ("decoder", "encoder", "encoder_decoder", "vision", "multimodal")
 
 
 def test_every_family_has_an_example() -> None:
     found = {path.stem for path in FAMILIES.glob("*.py")} - {"tiny_models"}
-    assert found == {*TRAINED, "vision", "multimodal", "audio"}
+    assert found == {*TRAINED, "audio"}
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_an_example_does_what_it_says(name: str, tmp_path: Path, monkeypatch: py
     assert all(value == value for value in found.values())
     if name in TRAINED:
         assert found["last"] < found["first"] - 0.05
-    elif name == "multimodal":
-        assert min(found.values()) > 0.01
     else:
         assert max(found.values()) > 0.9
+    assert found.get("seen", 1.0) > 0.01
+    assert found.get("accuracy", 1.0) > 0.7

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from mango.architectures import build_class
@@ -20,17 +19,6 @@ def write_model(model: PreTrainedModel, folder: Path, *, tokens: int = 64) -> Pa
     tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
-
-
-@torch.no_grad()
-def sister_of(model: PreTrainedModel, *, seed: int, by: float = 0.02) -> PreTrainedModel:
-    """Return a copy whose weights lie a little off, as those of another fine-tune do."""
-    sister = type(model)(model.config)
-    sister.load_state_dict(model.state_dict())
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in sister.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator) * by)
-    return sister.eval()
 
 
 def put_together(store: BlockStore, name: str, blocks_of: dict[int, str] | None = None) -> PreTrainedModel:

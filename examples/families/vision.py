@@ -1,8 +1,9 @@
-"""Vision: at which depth does a ViT know which way stripes run? Its blocks are read from a store, one after another.
+"""Vision: a ViT and a wider DINOv2 with finer patches become one classifier of stripes.
 
     python examples/families/vision.py OUT
 
-A linear probe is fitted to what leaves each block; only as many blocks are opened as the depth asks for.
+The ViT has learnt which way broad stripes run, the DINOv2 which way narrow ones do. The fused model meets both; its
+router looks at each image once, and routers and adapters alone are trained.
 """
 
 from __future__ import annotations
@@ -11,58 +12,77 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_models import put_together, write_model
+from tiny_models import write_model
 from torch import Tensor
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from mango.blocks import extract
 from mango.checkpoints import ModelSource
+from mango.fusion import AdapterParams, FusionParams, RouterParams, build_fused
+
+STEPS, LEARN = 20, 40
+"""Classes: broad down, broad across, narrow down, narrow across."""
 
 
-def stripes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return noisy images of stripes, and whether those of each run from top to bottom."""
-    phase = torch.rand(count, 1, 1, generator=generator) * 6.3
-    wave = torch.sin(torch.arange(32)[None, None] * 0.8 + phase).expand(-1, 32, -1)
-    upright = torch.rand(count, generator=generator) < 0.5
-    images = torch.where(upright[:, None, None], wave, wave.transpose(1, 2))
-    noise = torch.randn(count, 3, 32, 32, generator=generator)
-    return images[:, None] + 0.5 * noise, upright.long()
+def stripes(count: int, kinds: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return noisy images of stripes ``[count, 3, 16, 16]`` of these classes, and the class of each."""
+    kind = torch.tensor(kinds)[torch.randint(len(kinds), (count,), generator=generator)]
+    phase = torch.rand(count, 1, generator=generator) * 6.3
+    pace = torch.where(kind < 2, 0.6, 1.8).unsqueeze(1)
+    wave = torch.sin(torch.arange(16)[None] * pace + phase).unsqueeze(1).expand(-1, 16, -1)
+    images = torch.where((kind % 2 == 0)[:, None, None], wave, wave.transpose(1, 2))
+    return images[:, None] + 0.3 * torch.randn(count, 3, 16, 16, generator=generator), kind
+
+
+def train(model: PreTrainedModel, kinds: list[int], count: int, rate: float, generator: torch.Generator) -> list[float]:
+    """Train what of a model is not frozen to tell these classes apart, and return the losses."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    model.train()
+    losses = []
+    for _ in range(count):
+        images, kind = stripes(64, kinds, generator)
+        loss = model(pixel_values=images, labels=kind).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
 
 
 def main(out: Path) -> dict[str, float]:
-    """Extract, run blocks from the store and fit probes; return the accuracy at each depth."""
+    """Fuse, train, save and open; return the first and the last loss, and the accuracy on new images."""
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, image_size=32, patch_size=8
-    )
-    vit = ViTForImageClassification(config).eval()
-    store = extract({"vit": ModelSource(source=str(write_model(vit, out / "vit")))}, out / "blocks", "reference")
     generator = torch.Generator().manual_seed(1)
-    images, upright = stripes(256, generator)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "num_labels": 4}
+    vit = ViTForImageClassification(ViTConfig(**sizes, hidden_size=32, intermediate_size=64, patch_size=8))
+    dinov2 = Dinov2ForImageClassification(Dinov2Config(**sizes, hidden_size=48, mlp_ratio=2, patch_size=4))
+    train(vit, [0, 1], LEARN, 3e-3, generator)
+    train(dinov2, [2, 3], LEARN, 3e-3, generator)
+    folders = {"vit": write_model(vit, out / "vit"), "dinov2": write_model(dinov2, out / "dinov2")}
+    store = extract({n: ModelSource(source=str(f)) for n, f in folders.items()}, out / "blocks", "reference")
+    fusion = FusionParams.model_validate({"task": "image-classification", "trunk": "vit", "experts": ["dinov2"]})
+    router = RouterParams.model_validate({"type": "simple", "simple": {"prompt": 5}})
+    model = build_fused(store, fusion, router, AdapterParams(type="linear"), seed=0)
+
+    losses = train(model, [0, 1, 2, 3], STEPS, 2e-2, generator)
+    model.save_pretrained(out / "fused")
+    opened = AutoModelForImageClassification.from_pretrained(out / "fused")
+    images, kind = stripes(128, [0, 1, 2, 3], generator)
     with torch.no_grad():
-        assert put_together(store, "vit")(images[:4]).logits.equal(vit(images[:4]).logits)
-        states = vit.vit.embeddings(images)
-        accuracy = {"patches": probe(summary(states), upright)}
-        for index in range(store.model("vit").architecture.num_blocks):
-            returned = store.load_block("vit", index)(states)
-            states = returned[0] if isinstance(returned, tuple) else returned
-            accuracy[f"block {index}"] = probe(summary(states), upright)
-    print({name: round(value, 3) for name, value in accuracy.items()})
-    return accuracy
-
-
-def summary(states: Tensor) -> Tensor:
-    """Return the mean and the spread of the states ``[images, patches, width]`` over patches."""
-    return torch.cat([states.mean(1), states.std(1)], 1)
-
-
-def probe(features: Tensor, labels: Tensor) -> float:
-    """Return how many of the second half a ridge regression on the first half gets right."""
-    half = len(features) // 2
-    features = torch.cat([features - features.mean(0), torch.ones(len(features), 1)], 1).double()
-    seen, wanted = features[:half], labels[:half].double() * 2 - 1
-    weights = torch.linalg.solve(seen.T @ seen + 1e-2 * torch.eye(seen.shape[1]), seen.T @ wanted)
-    return float(((features[half:] @ weights > 0).long() == labels[half:]).double().mean())
+        logits = opened(images).logits
+        assert logits.equal(model(images).logits)
+    first, last = sum(losses[:4]) / 4, sum(losses[-4:]) / 4
+    accuracy = float((logits.argmax(-1) == kind).double().mean())
+    print(f"loss {first:.3f} at first, {last:.3f} at last; {accuracy:.3f} of new images are told right")
+    return {"first": first, "last": last, "accuracy": accuracy}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from mango.packaging.manifest import (
     PackageManifest,
     PackedFile,
     Parent,
+    default_metric,
     metric_value,
 )
 from mango.packaging.params import PackageParams
@@ -84,6 +85,7 @@ def build_package(
     """
     checked = parse(evaluation)
     summary = EvaluationSummary.of(checked)
+    metric = params.metric or default_metric(checked.units)
     draft = PackageManifest(
         name=params.name,
         files={},
@@ -101,7 +103,7 @@ def build_package(
         ),
         evaluation=summary,
         gates=_passed(gates),
-        metric=Metric(name=params.metric, value=metric_value(summary, params.metric), mode=params.mode),
+        metric=Metric(name=metric, value=metric_value(summary, metric), mode=params.mode),
         reproduce=redact_text(reproduce),
     )
     card = model_card(draft, units=checked.units, licence=params.licence)

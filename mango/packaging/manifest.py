@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 from mango.checkpoints import MANIFEST_NAME, known_sha256
 from mango.config import Frozen
 from mango.errors import PackagingError
-from mango.evaluation.schema import Evaluation, Headline, System
+from mango.evaluation.schema import Evaluation, Headline, System, Units
 from mango.packaging.git import GitState
 from mango.packaging.params import NAME_PATTERN, Mode
 from mango.security.signing import SIGNATURE_NAME
@@ -134,6 +134,15 @@ def json_schema_text() -> str:
     """Return the JSON schema (draft 2020-12) of ``mango.json``, as committed in ``mango.schema.json``."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **PackageManifest.model_json_schema()}
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
+
+def default_metric(units: Units) -> str:
+    """Return the metric that a package competes on when none is named.
+
+    Args:
+        units: What the evaluation's figures are measured in: of text that switches domain, nats where there is any.
+    """
+    return "fused_hard.switching" if units.switching == "nats_per_token" else "fused_hard.pure_mean"
 
 
 def metric_value(summary: EvaluationSummary, name: str) -> float:

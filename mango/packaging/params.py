@@ -17,10 +17,11 @@ class PackageParams(Frozen):
     """What the package is called and what it competes on."""
 
     name: str = Field("mango-tiny", pattern=NAME_PATTERN, description="name in the package and in the registry")
-    metric: str = Field(
-        "fused_hard.switching",
+    metric: str | None = Field(
+        None,
         min_length=1,
-        description="metric that decides promotion: SYSTEM.MEASURE, SYSTEM.pure.DOMAIN or a headline figure",
+        description="metric that decides promotion: SYSTEM.MEASURE, SYSTEM.pure.DOMAIN or a headline figure; by "
+        "default fused_hard.switching, and fused_hard.pure_mean for tasks that are not measured on switching text",
     )
     mode: Mode = Field("min", description="whether a smaller or a larger metric is better")
     min_delta: float = Field(0.0, ge=0.0, description="improvement on the champion that promotion asks for")
