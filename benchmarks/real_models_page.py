@@ -11,6 +11,16 @@ SmolLM2-135M-Instruct (Q4_1). Guests are Gemma-3-270M (Q4_K_M) and Qwen2.5-Coder
 All three have tokenizers of their own. A guest joins with a third of its blocks between adapters that start from
 activations paired where tokens end at the same byte (`edges: trunk`), or whole, after `mango transplant` has given it
 the trunk's vocabulary. Text is that of `data/corpus`: modules of the Python standard library and Austen.
+
+Of the runs that are kept here, made in several calls on two CPU cores that other work shared:
+
+**No fusion beats its trunk on code and prose together by more than two standard errors; whole-model routing, each model
+with its own tokens, does.** Whole guests are stopped by the tokenizer: reading the trunk's tokens costs them more
+(unknown tokens spelt with their own, no training) than they may be ahead of the trunk, so routing among them picks the
+trunk throughout; Gemma moreover expects a token for the beginning of a text, which the trunk's rows do not have. Spans
+between adapters train, but what twenty steps teach is mostly the router's way back to the trunk: soft fusion ends level
+with it, and hard top-1 chooses it alone. Not measured: longer training, whole transplanted guests fused, transplants by
+sparse combination (`omp`, stopped after 14 minutes of one core on Qwen), several seeds, and a self-stitch control.
 """
 
 LABELS = {
