@@ -9,7 +9,7 @@ import pytest
 import torch
 
 FAMILIES = Path(__file__).parents[1] / "examples" / "families"
-TRAINED = ("decoder", "encoder", "encoder_decoder", "vision", "multimodal")
+TRAINED = ("decoder", "encoder", "encoder_decoder", "hybrid", "vision", "multimodal")
 
 
 def test_every_family_has_an_example() -> None:

@@ -52,6 +52,27 @@ class Handler:
         """Tell whether the blocks are given something that is made of token ids, so that a guest needs them too."""
         return False
 
+    def places_keys(self) -> bool:
+        """Tell whether its blocks learn the places of tokens from what :meth:`placed` gives them, and nothing else."""
+        return False
+
+    def places_rows_alike(self) -> bool:
+        """Tell whether what :meth:`placed` gives is the same for all rows, so that only rows alike can run together."""
+        return False
+
+    def placed(self, arguments: dict[str, Any], key_positions: torch.Tensor) -> dict[str, Any]:
+        """Return the arguments of a block whose tokens stand at these places.
+
+        Args:
+            arguments: what its model gives it, by name, for tokens that follow on each other.
+            key_positions: positions of the cached and new tokens, ``[rows, keys]``; any number where there is none.
+        """
+        return arguments
+
+    def steps_singly(self) -> bool:
+        """Tell whether its states take one token at a time, since its scan of several begins without a state."""
+        return False
+
 
 class NoParams(Frozen):
     """A handler has no parameters."""
@@ -114,6 +135,73 @@ class TokenIds(Handler):
         return True
 
 
+class LinearBias(Handler):
+    """Blocks with linear biases of attention by the position of the key (ALiBi, arXiv:2108.12409), a row each."""
+
+    def places_keys(self) -> bool:
+        """Return True."""
+        return True
+
+    def placed(self, arguments: dict[str, Any], key_positions: torch.Tensor) -> dict[str, Any]:
+        """Return the arguments with biases of these positions, ``[rows * heads, 1, keys]``.
+
+        Args:
+            arguments: what the model gives the block, by name.
+            key_positions: positions of the cached and new tokens, ``[rows, keys]``.
+        """
+        given = arguments["alibi"]
+        rows, keys = key_positions.shape
+        slopes = linear_bias_slopes(given.shape[0] // rows).to(given.device)
+        bias = slopes[:, None, None] * key_positions[:, None, None, :]
+        return {**arguments, "alibi": bias.reshape(-1, 1, keys).to(given.dtype)}
+
+
+class SharedLinearBias(Handler):
+    """Blocks with such biases that are the same for all rows (MPT)."""
+
+    def places_keys(self) -> bool:
+        """Return True."""
+        return True
+
+    def places_rows_alike(self) -> bool:
+        """Return True."""
+        return True
+
+    def placed(self, arguments: dict[str, Any], key_positions: torch.Tensor) -> dict[str, Any]:
+        """Return the arguments with biases of the first row's positions, ``[heads, 1, keys]``.
+
+        Args:
+            arguments: what the model gives the block, by name.
+            key_positions: positions of the cached and new tokens, ``[rows, keys]``, up to a shift the same in each row.
+        """
+        given = arguments["position_bias"]  # of keys that follow on each other
+        slopes = given[:, :, -1:] - given[:, :, -2:-1]
+        return {**arguments, "position_bias": slopes * (key_positions[0] - key_positions[0].max())}
+
+
+def linear_bias_slopes(num_heads: int) -> torch.Tensor:
+    """Return the slope of each head: powers of ``2 ** (-8 / n)`` for `n` heads, a power of two; else some between.
+
+    Args:
+        num_heads: number of heads.
+
+    Returns:
+        float32 ``[num_heads]``. Source: arXiv:2108.12409, section 3, and its footnote on other numbers of heads.
+    """
+    whole = 2 ** (num_heads.bit_length() - 1)
+    exponents = [-8 / whole * (head + 1) for head in range(whole)]
+    exponents += [-4 / whole * (2 * head + 1) for head in range(num_heads - whole)]
+    return 2.0 ** torch.tensor(exponents, dtype=torch.float32)
+
+
+class SingleSteps(Handler):
+    """Blocks whose state only a step of one token goes on from."""
+
+    def steps_singly(self) -> bool:
+        """Return True."""
+        return True
+
+
 class Languages(Handler):
     """Models that need a language to be chosen before they run."""
 
@@ -146,5 +234,9 @@ for _name in ("t5", "mt5", "umt5", "longt5", "pop2piano", "switch_transformers",
     ARCHITECTURES.register(_name, NoParams)(SharedBias())
 for _name in ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"):
     ARCHITECTURES.register(_name, NoParams)(TokenIds())
+ARCHITECTURES.register("bloom", NoParams)(LinearBias())
+ARCHITECTURES.register("mpt", NoParams)(SharedLinearBias())
+for _name in ("mamba", "falcon_mamba", "jamba", "recurrent_gemma"):
+    ARCHITECTURES.register(_name, NoParams)(SingleSteps())
 ARCHITECTURES.register("xmod", NoParams)(Languages())
 ARCHITECTURES.register("udop", NoParams)(TokensWithBoxes())

@@ -152,7 +152,8 @@ def _match(
     components: ComponentMap,
     conversions: list[Conversion],
 ) -> dict[str, TensorInfo]:
-    """Return where each distinct tensor of the model lies; tied names stand once, under the first name."""
+    """Return where each distinct tensor of the model lies; tied names stand once, the embedding's or the first."""
+    table = f"{components.embeddings}.weight"
     groups: dict[int, list[str]] = {}
     for name, tensor in wanted.items():
         groups.setdefault(id(tensor), []).append(name)
@@ -185,7 +186,7 @@ def _match(
                 f"{info.file}: {stored[0]!r} has shape {list(info.shape)}, but {components.architecture} of its "
                 f"config.json wants {list(shape)}; the weights and the configuration do not belong together"
             )
-        found[names[0]] = info
+        found[table if table in names else names[0]] = info
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(

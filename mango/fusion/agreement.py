@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mango.architectures import ComponentMap, capture_block_calls, describe
+from mango.architectures.capture import BlockCall, block_list
+from mango.architectures.handlers import handler_for
 from mango.architectures.meta import MODEL_FAILURES
 from mango.architectures.tasks import SEQ2SEQ, class_for
 from mango.blocks import BlockStore
@@ -23,12 +25,13 @@ from mango.fusion.expert import FusedExpert
 from mango.fusion.image_agreement import check_images
 from mango.fusion.image_text import MolForImageTextToText
 from mango.fusion.seq2seq_agreement import Seq2SeqTrace
-from mango.fusion.shells import Body, Tail
+from mango.fusion.shells import CACHE_NAMES, Body, Tail
+from mango.fusion.span_cache import keeps_state_alone, layer_makers
 from mango.fusion.tasks import TEXT_TASKS
 
 NUM_TOKENS = 4
 
-_NEEDED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+_NEEDED = ("input_ids", "inputs_embeds", "attention_mask")
 
 
 @torch.no_grad()
@@ -68,7 +71,7 @@ def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
         except MODEL_FAILURES as error:
             raise ArchitectureError(
                 f"{name!r} ({parts.architecture}) cannot be fused: its blocks do not run on their own: "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+                f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
             ) from error
 
 
@@ -99,12 +102,23 @@ def _open(
     return model
 
 
+def _refuse_inner_states(base: nn.Module, num_rows: int) -> None:
+    """Refuse modules that keep a state of rows beside the cache, where calls would mix theirs."""
+    for path, module in base.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == num_rows:
+                raise TypeError(f"{type(base).__name__} keeps a state in {path}.{name} and not in its cache")
+
+
 class _Trace:
     """What a source model computes on a few tokens, block by block."""
 
     def __init__(self, source: PreTrainedModel, parts: ComponentMap) -> None:
         base: Any = source.get_submodule(parts.base_prefix)
-        missing = [name for name in _NEEDED if name not in inspect.signature(base.forward).parameters]
+        taken = inspect.signature(base.forward).parameters
+        missing = [name for name in _NEEDED if name not in taken]
+        if not any(name in taken for name in CACHE_NAMES):
+            missing.append(CACHE_NAMES[0])
         if missing:
             raise TypeError(f"{type(base).__name__} takes no {', '.join(missing)}")
         length = min(NUM_TOKENS, parts.max_positions or NUM_TOKENS)
@@ -115,32 +129,63 @@ class _Trace:
         self.positions = (self.mask.long().cumsum(1) - 1).clamp(min=0)
         logits: list[Tensor] = []
         handle = source.register_forward_hook(lambda _module, _args, output: logits.append(output.logits))
-        calls = capture_block_calls(source, self.ids, self.mask.long(), self.positions)
+        self._placed = "position_ids" in taken
+        self._dtype = next(source.parameters()).dtype
+        calls = capture_block_calls(source, self.ids, self.mask.long(), self.positions if self._placed else None)
         handle.remove()
         self.logits = logits[0]
-        if length > 2 and self._same_elsewhere(source):
-            raise TypeError(f"{type(base).__name__} does not place tokens where position_ids say")
+        handler = handler_for(parts.model_type)
+        if length > 2 and not handler.places_keys() and self._same_elsewhere(source):
+            self._refuse_order(source, parts, calls, type(base).__name__)
         self.states = [call.args[0] if call.args else call.kwargs["hidden_states"] for call in calls]
         last = calls[-1].output
         self.states.append(last if isinstance(last, Tensor) else last[0])
 
     def _same_elsewhere(self, source: PreTrainedModel) -> bool:
         """Tell whether the last token does not notice that it stands further from those before it."""
+        if not self._placed:
+            return True
         moved = self.positions.clone()
         moved[:, -1] += 1
         logits = source(input_ids=self.ids, attention_mask=self.mask.long(), position_ids=moved, use_cache=False).logits
         return bool(logits[:, -1].equal(self.logits[:, -1]))
 
+    def _refuse_order(self, source: PreTrainedModel, parts: ComponentMap, calls: list[BlockCall], name: str) -> None:
+        """Refuse a model whose attention knows the order of keys: it would count other distances than are true.
+
+        Attention without positions returns the same for the last token, however those before it are ordered. A state
+        is read in order, and that is all it knows of places.
+        """
+        makers, _ = layer_makers(source.config, parts.num_blocks, 0, parts.num_blocks)
+        each = len(makers) // parts.num_blocks
+        order = [1, 0, *range(2, self.ids.shape[1])]
+        for number, (block, call) in enumerate(zip(block_list(source, parts), calls, strict=True)):
+            if keeps_state_alone(makers[each * number : each * (number + 1)]):
+                continue
+            states = call.args[0] if call.args else call.kwargs["hidden_states"]
+            args, kwargs = (states[:, order], *call.args[1:]) if call.args else (), dict(call.kwargs)
+            if not call.args:
+                kwargs["hidden_states"] = states[:, order]
+            found, wanted = (
+                out if isinstance(out, Tensor) else out[0] for out in (block(*args, **kwargs), call.output)
+            )
+            if not found[0, -1].allclose(wanted[0, -1], rtol=1e-3, atol=1e-5 * float(wanted.abs().max())):
+                raise TypeError(
+                    f"{name} does not place tokens where position_ids say, and its blocks tell the order of tokens "
+                    f"apart (block {number})"
+                )
+
     def check_body(self, body: Body, what: str) -> None:
         inputs = self.ids if body.front else self.states[body.start]
         wanted = self.states[body.start + body.num_blocks]
-        compare(body(inputs, self.mask, self.positions, None), wanted, self.mask, what)
+        compare(body(inputs, self.mask, self.positions, None), wanted, self.mask, what, computed=self._dtype)
         cache, split = body.new_cache(), inputs.shape[1] // 2
         chunks = [slice(None, split), slice(split, None)] if split else [slice(None)]
         steps = [
             body(inputs[:, chunk], self.mask[:, : chunk.stop], self.positions[:, chunk], cache) for chunk in chunks
         ]
-        compare(torch.cat(steps, 1), wanted, self.mask, f"{what}, with a cache")
+        compare(torch.cat(steps, 1), wanted, self.mask, f"{what}, with a cache", computed=self._dtype)
+        _refuse_inner_states(body.base, len(self.ids))
 
     def check_tail(self, tail: Tail, what: str) -> None:
         wanted = self.logits

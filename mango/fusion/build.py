@@ -190,7 +190,7 @@ def _of_task(task: str, trunk: PretrainedConfig) -> dict[str, Any]:
     if task == IMAGES:
         return {"id2label": dict(trunk.id2label or {})}
     if task == SEQ2SEQ:
-        return {"is_encoder_decoder": True, "decoder_start_token_id": trunk.decoder_start_token_id}
+        return {"is_encoder_decoder": True, "decoder_start_token_id": getattr(trunk, "decoder_start_token_id", None)}
     return {}
 
 

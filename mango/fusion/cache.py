@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from transformers.cache_utils import Cache
 from mango.errors import ConfigError
 from mango.fusion.routers import Selection
 from mango.fusion.runs import align_right
-from mango.fusion.shells import Body, SpanCache
+from mango.fusion.span_cache import SpanCache
+from mango.fusion.span_memory import SpanMemory
 
 
 @dataclass
@@ -90,85 +90,14 @@ class PositionMemory:
         return PositionMemory(**{f.name: getattr(self, f.name).index_select(0, rows) for f in fields(self)})
 
 
-@dataclass
-class SpanMemory:
-    """Keys and values of one span, for each row those of the tokens that it processed, packed to the right."""
-
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-    valid: Tensor | None = None
-
-    def load(self, body: Body, rows: Tensor) -> tuple[SpanCache, Tensor | None]:
-        """Return a cache that holds these rows, and which of its columns are tokens (None when there is none)."""
-        cache = body.new_cache()
-        if self.valid is None:
-            return cache, None
-        valid = self.valid.index_select(0, rows)
-        longest = int(valid.sum(1).max())
-        if longest == 0:
-            return cache, None
-        first = valid.shape[1] - longest
-        layers: list[Any] = cache.layers
-        for layer, keys, values in zip(layers, self.keys, self.values, strict=True):
-            layer.update(keys.index_select(0, rows)[:, :, first:], values.index_select(0, rows)[:, :, first:])
-        return cache, valid[:, first:]
-
-    def store(self, cache: SpanCache, valid: Tensor, rows: Tensor, num_rows: int) -> None:
-        """Take back the rows of a cache whose columns marked in `valid` are tokens."""
-        order, packed = align_right(valid)
-        moved = order.shape[1] != valid.shape[1] or not bool(valid.all())
-        old_valid = self.valid
-        old_length = 0 if old_valid is None else old_valid.shape[1]
-        every = len(rows) == num_rows
-        if every:
-            length = packed.shape[1]
-            self.valid = packed
-        else:
-            kept = torch.ones(num_rows, dtype=torch.bool, device=rows.device).index_fill(0, rows, False)
-            others = 0 if old_valid is None else int(old_valid[kept].sum(1).max())
-            length = max(packed.shape[1], others)
-            base = packed.new_zeros(num_rows, length)
-            if old_valid is not None:
-                shared = min(length, old_length)
-                base[:, length - shared :] = old_valid[:, old_length - shared :]
-            base[rows] = torch.nn.functional.pad(packed, (length - packed.shape[1], 0))
-            self.valid = base
-        for kind in ("keys", "values"):
-            olds: list[Tensor] = getattr(self, kind)
-            news: list[Tensor] = []
-            for number, layer in enumerate(cache.layers):
-                new: Tensor = getattr(layer, kind)
-                if moved:
-                    new = new.gather(2, order[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3]))
-                if not every:
-                    base = new.new_zeros(num_rows, new.shape[1], length, new.shape[3])
-                    if old_valid is not None:
-                        shared = min(length, old_length)
-                        base[:, :, length - shared :] = olds[number][:, :, old_length - shared :]
-                    base[rows] = torch.nn.functional.pad(new, (0, 0, length - new.shape[2], 0))
-                    new = base
-                news.append(new)
-            setattr(self, kind, news)
-
-    def select(self, rows: Tensor) -> None:
-        """Keep the rows at these indices, in that order."""
-        if self.valid is not None:
-            self.valid = self.valid.index_select(0, rows)
-            self.keys = [keys.index_select(0, rows) for keys in self.keys]
-            self.values = [values.index_select(0, rows) for values in self.values]
-
-    def num_tokens(self) -> int:
-        """Return how many tokens the span holds keys of, over all rows."""
-        return 0 if self.valid is None else int(self.valid.sum())
-
-
 class FusedCache(Cache):
     """The cache of a fused model.
 
     With soft routing each span holds every token, padding included, as its own model would. With sparse routing a
-    span holds the tokens that it processed and no others. Where whole rows choose, `span_rows` says which rows a span
-    of `dense_spans` holds; all without. Behind images the trunk may count its positions from another number on than
-    that of the tokens: `offsets` is the difference, ``[rows]``.
+    span holds the tokens that it processed and no others, and so does at all times one that is packed (see
+    :class:`~mango.fusion.shells.Body`). Where whole rows choose, `span_rows` says which rows a span of `dense_spans`
+    holds; all without. Behind images the trunk may count its positions from another number on than that of the tokens:
+    `offsets` is the difference, ``[rows]``.
     """
 
     def __init__(self) -> None:
@@ -269,7 +198,6 @@ class FusedCache(Cache):
 
     def num_cached_tokens(self) -> dict[tuple[int, int], int]:
         """Return, for each (expert, span), the number of tokens whose keys it holds, over all rows."""
-        if self.sparse:
-            return {key: span.num_tokens() for key, span in sorted(self.spans.items())}
         columns = 0 if self.mask is None else int(self.mask.numel())
-        return dict.fromkeys(sorted(self.dense_spans), columns)
+        held = {key: span.num_tokens() for key, span in self.spans.items()}
+        return dict(sorted((held | dict.fromkeys(self.dense_spans, columns)).items()))

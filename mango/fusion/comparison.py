@@ -11,7 +11,7 @@ TOLERANCE = 1e-4
 """Largest difference, relative to the largest value, in float32; parts run the source model's own code."""
 
 
-def compare(found: Tensor, wanted: Tensor, mask: Tensor, what: str) -> None:
+def compare(found: Tensor, wanted: Tensor, mask: Tensor, what: str, *, computed: torch.dtype | None = None) -> None:
     """Compare what a part computes on its own with what it computes inside its model.
 
     Args:
@@ -19,11 +19,12 @@ def compare(found: Tensor, wanted: Tensor, mask: Tensor, what: str) -> None:
         wanted: of its model, of the same shape and of the type that it computes in.
         mask: which tokens count, ``[rows, length]``.
         what: the part, for the message.
+        computed: the type that it computes in, where its states are of a finer one; otherwise that of `wanted`.
 
     Raises:
         ArchitectureError: they differ.
     """
-    limit = max(TOLERANCE, 8 * torch.finfo(wanted.dtype).eps)
+    limit = max(TOLERANCE, 8 * torch.finfo(computed or wanted.dtype).eps)
     found, wanted = found[mask].float(), wanted[mask].float()
     scale = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     error = float((found - wanted).abs().max() / scale)

@@ -28,6 +28,9 @@ from mango.fusion.routers import CATCH_UP, Router, Selection
 TRAINED = frozenset({"routers", "inputs", "outputs"})
 """Names of the modules that are trained; in a model of half precision too their weights are float32."""
 
+ALIGNED_BYTES = 64
+"""Where torch lets its own tensors begin."""
+
 
 class MolPreTrainedModel(PreTrainedModel):
     """Experts, adapters and routers of a fused model; a subclass adds the forward pass of its kind of head.
@@ -148,7 +151,16 @@ class MolPreTrainedModel(PreTrainedModel):
         model, info = opened
         refuse_other_tensors(str(pretrained_model_name_or_path), info)
         model.freeze_experts()  # loading makes new parameters
+        model._align_states()
         return opened if wants_info else model  # type: ignore[no-any-return]
+
+    def _align_states(self) -> None:
+        """Copy what lies askew in a mapped file of packed spans: kernels of scans would sum in another order."""
+        for body in (body for expert in self.experts for body in expert.bodies):  # type: ignore[union-attr]
+            if getattr(body, "packed", False):
+                for parameter in body.parameters():
+                    if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
+                        parameter.data = parameter.data.clone()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the trunk's input embedding."""

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap, build_meta
 from mango.errors import ArchitectureError
-from mango.fusion.shells import Body, SpanCache, Tail, pruned, put
+from mango.fusion.shells import Body, Tail, pruned, put
+from mango.fusion.span_cache import SpanCache
 
 
 class Holder:

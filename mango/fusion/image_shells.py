@@ -18,7 +18,8 @@ from transformers import PretrainedConfig
 
 from mango.architectures import ComponentMap
 from mango.errors import ArchitectureError
-from mango.fusion.shells import Body, SpanCache
+from mango.fusion.shells import Body
+from mango.fusion.span_cache import SpanCache
 
 _OF_TEXT = frozenset(
     {"self", "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "use_cache",
@@ -91,18 +92,7 @@ class TextBody(Body):
         if self.front:  # what stands before the blocks still runs, on something of the width of an embedding
             table: Any = self.base.get_input_embeddings()
             given = inputs.new_zeros(*inputs.shape[:2], table.embedding_dim)
-        self._incoming = inputs
-        try:
-            out = self.base(
-                inputs_embeds=given,
-                attention_mask=attention_mask,
-                position_ids=self.positions(position_ids),
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        finally:
-            self._incoming = None
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return self.through("inputs_embeds", given, inputs, attention_mask, position_ids, cache)
 
 
 class HostBody(TextBody):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mango.fusion.cache import PositionMemory, SpanMemory
+from mango.fusion.cache import PositionMemory
 from mango.fusion.routers import Decision, Recalled, Router, Selection
 from mango.fusion.runs import ALIGNMENT, Runs, processed_tokens
 from mango.fusion.shells import Body
+from mango.fusion.span_memory import SpanMemory
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,46 @@ def run_sparse(
     Returns:
         States ``[rows, length, width of the span]``, zero for tokens that were not picked.
     """
-    num_rows = picked.shape[0]
+    groups = _groups(body, position_ids, picked, memory)
+    if not groups:
+        return torch.zeros(*picked.shape, body.width, dtype=next(body.base.parameters()).dtype, device=picked.device)
+    if len(groups) == 1:
+        return _run_rows(body, enter, inputs, position_ids, picked, memory, groups[0])
+    outs = [_run_rows(body, enter, inputs, position_ids, picked, memory, rows) for rows in groups]
+    return torch.stack(outs).sum(0)  # zero in the rows of others
+
+
+def _groups(body: Body, position_ids: Tensor, picked: Tensor, memory: SpanMemory | None) -> list[Tensor]:
+    """Return the rows that have something to process, in the groups that a span can run at once."""
     rows = picked.any(1).nonzero().squeeze(1)
     if len(rows) == 0:
-        return torch.zeros(*picked.shape, body.width, dtype=next(body.base.parameters()).dtype, device=picked.device)
+        return []
+    if not body.even and (memory is None or not body.packed):
+        return [rows]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row in rows.tolist():
+        places = body.positions(position_ids)[row][picked[row]]
+        number = len(places)  # padding would change the states of shorter rows
+        if not body.even:
+            alike.setdefault((number,), []).append(row)
+            continue
+        if memory is not None and memory.valid is not None and memory.positions is not None:
+            places = torch.cat([body.positions(memory.positions)[row][memory.valid[row]], places])
+        alike.setdefault((number, *(places - places[0]).tolist()), []).append(row)
+    return [torch.tensor(group, device=rows.device) for group in alike.values()]
+
+
+def _run_rows(
+    body: Body,
+    enter: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    position_ids: Tensor,
+    picked: Tensor,
+    memory: SpanMemory | None,
+    rows: Tensor,
+) -> Tensor:
+    """Run a span on the picked tokens of these rows."""
+    num_rows = picked.shape[0]
     every = len(rows) == num_rows
     number = len(rows)
     align = memory is None  # within a generation there are no later tokens whose number could tell

@@ -15,7 +15,8 @@ from mango.architectures import ComponentMap, Stack, build_meta
 from mango.architectures.handlers import handler_for
 from mango.errors import ArchitectureError
 from mango.fusion.encoder_shells import Bypass, Holder
-from mango.fusion.shells import Body, SpanCache, Tail, pruned, put
+from mango.fusion.shells import Body, Tail, pruned, put
+from mango.fusion.span_cache import SpanCache
 
 
 @dataclass(frozen=True)

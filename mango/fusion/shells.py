@@ -7,6 +7,7 @@ the states that come in, and what stands after them to the identity.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -15,25 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mango.architectures import ComponentMap
-from mango.architectures.tasks import IMAGE_TEXT, class_for
+from mango.architectures.handlers import handler_for
+from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, class_for
 from mango.errors import ArchitectureError
-
-
-class SpanCache(Cache):
-    """Keys and values of a span's blocks; blocks keep their true index, so it subtracts that of the first."""
-
-    def __init__(self, num_blocks: int, first: int) -> None:
-        super().__init__(layers=[DynamicLayer() for _ in range(num_blocks)])
-        self.first = first
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Append keys and values of block `layer_idx` of the source model."""
-        layer: Any = self.layers[layer_idx - self.first]
-        return layer.update(key_states, value_states, *args, **kwargs)
+from mango.fusion.span_cache import LayerMaker, SpanCache, keeps_state, layer_makers
 
 
 class _Zeros(nn.Module):
@@ -90,14 +80,23 @@ def pruned(
     put(base, parts.blocks, nn.ModuleList(list(blocks)[start:stop]))
     if not whole:
         _drop_unreached(base, (*parts.before, parts.blocks, *parts.after), "")
-    runner: Any = model.get_submodule(parts.stacks[0].root) if parts.task == IMAGE_TEXT else base
-    for part in {id(c): c for c in (own, model.config, getattr(base, "config", own), runner.config)}.values():
+    holders: list[Any] = [base.get_submodule(parts.blocks.rpartition(".")[0][:end]) for end in _ends(parts.blocks)]
+    if parts.task == IMAGE_TEXT:
+        holders.append(model.get_submodule(parts.stacks[0].root))
+    configs = [own, model.config, *(getattr(holder, "config", own) for holder in (base, *holders))]
+    for part in {id(config): config for config in configs}.values():
         field = part.attribute_map.get("layer_types", "layer_types")
         computed = isinstance(getattr(type(part), field, None), property)  # follows from the number of blocks
         if getattr(part, "layer_types", None) and not computed:
             part.layer_types = list(part.layer_types)[start:stop] or list(part.layer_types)[:1]
         part.num_hidden_layers = max(1, stop - start)  # some divide by it
     return model
+
+
+def _ends(path: str) -> list[int]:
+    """Return where each module that holds a path ends within it."""
+    parent = path.rpartition(".")[0]
+    return [i for i, letter in enumerate(f"{parent}.") if letter == "."] if parent else []
 
 
 def _drop_unreached(module: nn.Module, kept: tuple[str, ...], path: str) -> None:
@@ -127,8 +126,21 @@ def _drop_before(base: nn.Module, parts: ComponentMap) -> None:
         put(base, path, _Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else _Same())
 
 
+CACHE_NAMES = ("past_key_values", "cache_params")
+"""What models call the argument that their cache is given as."""
+
+
+def accepted(model: nn.Module) -> frozenset[str]:
+    """Return the names of the arguments that a model's forward pass takes."""
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
 class Body(GradientCheckpointingLayer):
     """A span of a source model's blocks, run by the model's own forward pass.
+
+    A packed span is given no padding between tokens: one of its blocks keeps a state that padding would change, or
+    its tokens are placed by what its handler makes of their positions. An even span is also given only rows whose
+    tokens stand at the same distances from each other.
 
     Args:
         config: the source model's configuration.
@@ -157,6 +169,22 @@ class Body(GradientCheckpointingLayer):
         self.num_blocks = stop - start
         self._blocks_path = parts.blocks
         self._incoming: Tensor | None = None
+        handler = handler_for(parts.model_type)
+        self.packed, self.even = False, False
+        self._accepted = accepted(base)
+        if parts.task == IMAGE_TEXT:
+            self._makers: list[LayerMaker] = [DynamicLayer] * (stop - start)
+            self._skipped = start
+        if parts.task == CAUSAL:
+            self._makers, self._skipped = layer_makers(config, parts.num_blocks, start, stop)
+            self.even = handler.places_rows_alike()
+            self.packed = keeps_state(self._makers) or handler.places_keys() or self.even
+        self._singly = handler.steps_singly()
+        self._key_positions: Tensor | None = None
+        if handler.places_keys():
+            self._handler = handler
+            for block in base.get_submodule(parts.blocks).children():
+                block.register_forward_pre_hook(self._place, with_kwargs=True)
         first = base.get_submodule(parts.blocks).get_submodule("0")
         if not front:
             first.register_forward_pre_hook(self._inject, with_kwargs=True)
@@ -170,6 +198,10 @@ class Body(GradientCheckpointingLayer):
         if args:
             return (self._incoming, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": self._incoming}
+
+    def _place(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self._key_positions is not None
+        return args, self._handler.placed(kwargs, self._key_positions)
 
     def frozen(self) -> None:
         """Keep every weight as it is, and dropout off; gradients still flow through."""
@@ -192,7 +224,8 @@ class Body(GradientCheckpointingLayer):
         Returns:
             States ``[rows, length, width]``.
         """
-        out = self.without_blocks()(input_ids=ids, position_ids=position_ids, use_cache=False)
+        placed = {"position_ids": position_ids} if "position_ids" in self._accepted else {}
+        out = self.without_blocks()(input_ids=ids, use_cache=False, **placed)
         return out.last_hidden_state  # type: ignore[no-any-return]
 
     def without_blocks(self) -> nn.Module:
@@ -201,7 +234,7 @@ class Body(GradientCheckpointingLayer):
 
     def new_cache(self) -> SpanCache:
         """Return an empty cache for this span."""
-        return SpanCache(self.num_blocks, self.start)
+        return SpanCache([make() for make in self._makers], self._skipped)
 
     def forward(self, inputs: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: SpanCache | None) -> Tensor:
         """Run the span.
@@ -215,17 +248,68 @@ class Body(GradientCheckpointingLayer):
         Returns:
             States that leave the last block, ``[rows, length, width]``.
         """
-        self._incoming = None if self.front else inputs
+        name = "input_ids" if self.front else "inputs_embeds"
+        return self.through(name, inputs, None if self.front else inputs, attention_mask, position_ids, cache)
+
+    def positions(self, position_ids: Tensor) -> Tensor:
+        """Return positions as the model takes them.
+
+        Args:
+            position_ids: ``[rows, length]``.
+        """
+        return position_ids
+
+    def through(
+        self,
+        input_name: str,
+        given: Tensor,
+        incoming: Tensor | None,
+        attention_mask: Any,
+        position_ids: Tensor,
+        cache: SpanCache | None,
+    ) -> Tensor:
+        """Run the source model's own forward pass, and return what leaves the last block.
+
+        Args:
+            input_name: the argument that it is given its input as.
+            given: that input.
+            incoming: what its first block is given instead, if anything.
+            attention_mask: what it is given as a mask.
+            position_ids: see :meth:`positions`.
+            cache: the span's cache, to which the new tokens are added.
+        """
+        new = given.shape[1]
+        if self._singly and cache is not None and cache.columns and new > 1:
+            first = attention_mask.shape[1] - new + 1
+            steps = [(slice(i, i + 1), attention_mask[:, : first + i]) for i in range(new)]
+            outs = [
+                self.through(
+                    input_name,
+                    given[:, at],
+                    None if incoming is None else incoming[:, at],
+                    mask,
+                    position_ids[:, at],
+                    cache,
+                )
+                for at, mask in steps
+            ]
+            return torch.cat(outs, 1)
+        arguments: dict[str, Any] = {input_name: given, "attention_mask": attention_mask}
+        if "position_ids" in self._accepted:
+            arguments["position_ids"] = self.positions(position_ids)
+        name = next((name for name in CACHE_NAMES if name in self._accepted), None)
+        if name is not None:
+            arguments[name] = cache
+        if name == "cache_params":  # a model of states alone is told of new tokens only
+            arguments["attention_mask"] = attention_mask[:, -new:]
+        self._incoming = incoming
+        self._key_positions = self.positions(position_ids if cache is None else cache.key_positions(position_ids))
         try:
-            out = self.base(
-                **{"input_ids" if self.front else "inputs_embeds": inputs},
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
+            out = self.base(**arguments, use_cache=cache is not None)
         finally:
-            self._incoming = None
+            self._incoming = self._key_positions = None
+        if cache is not None:
+            cache.note(position_ids)
         return out.last_hidden_state  # type: ignore[no-any-return]
 
 
@@ -249,6 +333,7 @@ class Tail(nn.Module):
         base = model.get_submodule(parts.base_prefix)
         _drop_before(base, parts)
         self.model = model
+        self._accepted = accepted(base)
         self.head_path: str | None = parts.head
         self._incoming: Tensor | None = None
         first = base.get_submodule(parts.after[0]) if parts.after else model.get_submodule(parts.head)
@@ -274,7 +359,8 @@ class Tail(nn.Module):
         try:
             # One token a row: no mask is built, and every row is a matrix row for the head.
             positions = torch.zeros(1, 1, dtype=torch.long, device=states.device)
-            out = self.model(inputs_embeds=self._incoming, position_ids=positions, use_cache=False)
+            placed = {"position_ids": positions} if "position_ids" in self._accepted else {}
+            out = self.model(inputs_embeds=self._incoming, use_cache=False, **placed)
         finally:
             self._incoming = None
         return out.logits.squeeze(1)  # type: ignore[no-any-return]

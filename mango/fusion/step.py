@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mango.fusion.cache import FusedCache, PositionMemory, SpanMemory
+from mango.fusion.cache import FusedCache, PositionMemory
 from mango.fusion.expert import FusedExpert
 from mango.fusion.layout import Span
 from mango.fusion.mixing import Contribution, Group, mix_states
@@ -17,6 +17,7 @@ from mango.fusion.output import Routing
 from mango.fusion.position import Arrival, arrive, run_sparse, to_process
 from mango.fusion.routers import Router, Selection
 from mango.fusion.shells import Body, Tail
+from mango.fusion.span_memory import SpanMemory
 
 if TYPE_CHECKING:
     from mango.fusion.core import MolPreTrainedModel
@@ -224,6 +225,9 @@ class Step(Flow):
             )
         return arrived
 
+    def _memory(self, key: tuple[int, int]) -> SpanMemory | None:
+        return None if self.cache is None else self.cache.spans.setdefault(key, SpanMemory())
+
     def process(self, position: int, states: Tensor) -> list[Tensor]:
         """Run every span on all tokens, or sparsely on those that are routed to it, after catching up."""
         arrived = self._arrived
@@ -236,6 +240,13 @@ class Step(Flow):
             body = fused.bodies[index]
             assert isinstance(body, Body)
             key = (expert, index)
+            if due is None and body.packed:
+                real = self.mask[:, -self.ids.shape[1] :]
+                read = self.read(body, self.ids, states, self.position_ids)
+                enter = partial(self.enter, fused, index)
+                outputs.append(run_sparse(body, enter, read, self.position_ids, real, self._memory(key)))
+                self._counts[key] = real.sum()
+                continue
             if due is None:
                 inputs = self.enter(fused, index, *self.read(body, self.ids, states, self.position_ids))
                 span_cache = None
@@ -246,11 +257,8 @@ class Step(Flow):
                 continue
             memory = arrived.memory
             read = self.read(body, memory.ids, memory.states, memory.position_ids)
-            span_memory = None
-            if self.cache is not None:
-                span_memory = self.cache.spans.setdefault(key, SpanMemory())
-            picked = due[..., place]
-            out = run_sparse(body, partial(self.enter, fused, index), read, memory.position_ids, picked, span_memory)
+            picked, enter = due[..., place], partial(self.enter, fused, index)
+            out = run_sparse(body, enter, read, memory.position_ids, picked, self._memory(key))
             outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
             self._counts[key] = picked.sum()
         if self.cache is not None:

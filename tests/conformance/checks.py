@@ -20,6 +20,7 @@ from tests.conformance import probe
 from tests.conformance.recipe import MAX_PARAMETERS, filled_config, num_parameters, shallow_config, tiny_config
 
 FAILURES = (*MODEL_FAILURES, MangoError)
+REASON_LENGTH = 600
 
 
 @dataclass
@@ -57,7 +58,7 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
     # What a message says of memory, paths and versions is not the same everywhere.
     text = re.sub(r"`?pip install [^.]*\.?", "", text)
-    return f"{type(error).__name__}: {text}"[:240]
+    return f"{type(error).__name__}: {text}"[:REASON_LENGTH]
 
 
 def build(model_type: str) -> Tiny:

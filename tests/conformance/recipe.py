@@ -351,6 +351,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "bert-generation": {"is_decoder": True},
     **{name: {"decoder_start_token_id": 0} for name in ("longt5", "mt5", "switch_transformers", "t5", "umt5")},
+    **{
+        name: {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}
+        for name in ("lfm2", "lfm2_moe")
+    },
+    "falcon_h1": {"mamba_d_ssm": WIDTH, "mamba_n_heads": HEADS, "mamba_d_head": HEAD_DIM},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
 }
 """Fields of single model types that no rule by name or value finds."""

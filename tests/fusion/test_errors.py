@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import BloomConfig, FalconConfig, GraniteConfig, Lfm2Config, OPTConfig, PretrainedConfig
+from transformers import (
+    FalconConfig,
+    GraniteConfig,
+    OpenAIGPTConfig,
+    OPTConfig,
+    PretrainedConfig,
+    RecurrentGemmaConfig,
+)
 
 from mango.blocks import BlockStore, extract
 from mango.checkpoints import ModelSource
@@ -135,17 +142,19 @@ def test_vocabularies_of_other_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (BloomConfig(hidden_size=32, n_layer=2, n_head=4, **NAMES), "BloomModel takes no position_ids"),
+        (OpenAIGPTConfig(n_embd=32, n_layer=2, n_head=4, **NAMES), "OpenAIGPTModel takes no past_key_values"),
         (
             FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, **NAMES),
-            "FalconModel does not place tokens where position_ids say",
+            "FalconModel does not place tokens where position_ids say, and its blocks tell the order of tokens apart",
         ),
         (
-            Lfm2Config(**{**GROUPED, "pad_token_id": 2, "layer_types": ["conv", "full_attention", "conv"]}),
-            "its blocks do not run on their own",
+            RecurrentGemmaConfig(
+                hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, lru_width=32, **NAMES
+            ),
+            r"keeps a state in layers\.0\..* and not in its cache",
         ),
     ],
-    ids=["no positions", "positions ignored", "other state than keys and values"],
+    ids=["no cache", "positions ignored", "a state beside the cache"],
 )
 def test_architectures_that_cannot_be_fused(tmp_path: Path, config: PretrainedConfig, reason: str) -> None:
     store = stored(tmp_path, {"base": config})
