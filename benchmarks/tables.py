@@ -17,6 +17,10 @@ that are drawn. The source models are the same for all seeds.
 """
 
 ABLATIONS = {
+    "start16": "16 calibration sequences a domain instead of 4 (`train.start.sequences`)",
+    "sticky": "`stickiness: 4`: a token's expert stays until another is 4 nats more probable",
+    "evidence": "a router that gathers evidence (`window: 1`, `switch: 0.01`) and is sticky (`stickiness: 4`)",
+    "evidence_start16": "the same, with 16 calibration sequences a domain",
     "batch4": "four sequences a step instead of two; so do all below",
     "bottleneck": "bottleneck adapters",
     "catch0": "no catch-up: an expert sees only what was routed to it",

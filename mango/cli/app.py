@@ -67,6 +67,7 @@ COMMANDS = {
     "repair": Command("mango.cli.repair:repair", "Mend what a killed DVC left behind."),
     "repro": Command("mango.cli.repair:repro_app", "Mend what a killed DVC left behind, then run `dvc repro`"),
     "ui": Command("mango.cli.registry:ui", "Open the tracking pages in small form."),
+    "layers": Command("stages.layers:layers", "Propose where experts are cut, from how alike models think."),
     "config": Command("stages.show:config", "Show every parameter with its value and where it came from."),
     "data": Command("mango.cli.data:app", "Look after the corpus."),
 }

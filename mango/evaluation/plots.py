@@ -50,6 +50,8 @@ def draw(evaluation: Evaluation) -> dict[str, bytes]:
             "quality_cost.png": _png(_quality_cost(evaluation)),
             "router.png": _png(_router(evaluation)),
         }
+        if evaluation.layers:
+            pictures["similarity.png"] = _png(_similarity(evaluation))
         if evaluation.training.curve:
             pictures["training.png"] = _png(_training(evaluation))
     return pictures
@@ -190,6 +192,31 @@ def _router(evaluation: Evaluation) -> Figure:
         axes.spines[:].set_visible(False)
         axes.set_title(f"Position {position.position}")
     figure.suptitle("Mean weight of each expert by domain", fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def _similarity(evaluation: Evaluation) -> Figure:
+    """Return how alike trunk and each expert are at each pair of depths; cuts are ringed."""
+    found = evaluation.layers
+    columns = min(len(found), 3)
+    rows = -(-len(found) // columns)
+    deep = max(len(one.cka) for one in found)
+    wide = max(len(one.cka[0]) for one in found)
+    figure = _figure(1.0 + columns * (0.7 + 0.42 * wide), 0.6 + rows * (1.0 + 0.36 * deep))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(found) :]:
+        axes.axis("off")
+    for axes, one in zip(grid.flat, found, strict=False):
+        axes.imshow(one.cka, vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
+        for y, row in enumerate(one.cka):
+            for x, value in enumerate(row):
+                colour = "white" if value > 0.6 else _DARK
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.scatter([b for _, b in one.taken], [a for a, _ in one.taken], s=420, facecolors="none", edgecolors=_DARK)
+        axes.set(title=one.expert, xlabel="depth of the expert", ylabel="depth of the trunk")
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+    figure.suptitle("Centred kernel alignment of states", fontsize=10, x=0.01, ha="left")
     return figure
 
 

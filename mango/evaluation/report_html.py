@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from mango.evaluation.report_kept import calibration_section, retention_table, work_table
+from mango.evaluation.report_layers import layers_section
 from mango.evaluation.report_merges import merges_table
 from mango.evaluation.report_sample import sample_section
 from mango.evaluation.report_svg import Point, quality_against_cost
@@ -39,6 +40,7 @@ def render(evaluation: Evaluation) -> str:
         retention_table(evaluation),
         *(sample_section(sample, evaluation) for sample in evaluation.routing.sample if sample.tokens),
         calibration_section(evaluation),
+        layers_section(evaluation.layers),
         _training(evaluation),
         _glossary(evaluation),
         _making(evaluation),

@@ -78,6 +78,7 @@ def evaluate_all(
     record = {
         "seed": seed,
         "training": {"curve": _curve(subjects.fused)},
+        "layers": json.loads((subjects.fused / "training.json").read_text(encoding="utf-8")).get("layers", []),
         "parameters": dict(parameters or {}),
         "provenance": dict(provenance or {}),
     }

@@ -163,6 +163,22 @@ class Calibration(_Strict):
     bins: tuple[ReliabilityBin, ...] = Field(description="bins of equal width over the probability; none is empty")
 
 
+class Alignment(_Strict):
+    """How alike trunk and expert are at each pair of depths, and where the expert was cut for it."""
+
+    expert: Name
+    cka: Annotated[tuple[tuple[Share, ...], ...], Field(min_length=2)] = Field(
+        description="centred kernel alignment at each depth of the trunk (rows) and of the expert"
+    )
+    fit: tuple[tuple[float, ...], ...] = Field(
+        description="R squared of the adapters' starts at the trunk's inner cuts (rows) and the expert's inner depths"
+    )
+    trunk_cuts: tuple[Count, ...] = Field(description="the trunk's inner cuts, the rows of `fit`")
+    taken: tuple[tuple[Count, Count], ...] = Field(description="blocks of trunk and expert at which the expert is cut")
+    measure: Literal["fit", "cka"]
+    least: float = Field(description="how alike a cut has to be")
+
+
 class TrainingStep(_Strict):
     """The parts of the training loss at one step."""
 
@@ -220,6 +236,7 @@ class Evaluation(_Strict):
     calibration: dict[str, Calibration] = Field(
         {}, description="of each system whose next-token probabilities on pure text were looked at"
     )
+    layers: tuple[Alignment, ...] = Field((), description="of each expert whose cuts were proposed")
     training: Training
     corpus: CorpusFacts
     parameters: dict[str, JsonValue]

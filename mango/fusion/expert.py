@@ -101,7 +101,7 @@ class FusedExpert(nn.Module):
         chosen = adapter.chosen()
 
         def new(width_in: int, width_out: int) -> Adapter:
-            return make(width_in, width_out, chosen)  # type: ignore[call-arg]
+            return make(width_in, width_out, chosen)  # type: ignore[call-arg, arg-type]
 
         count = len(expert.spans)
         inputs = [(not front or shells.host is not None) and not anchor for front in self.fronts]

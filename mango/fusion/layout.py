@@ -80,9 +80,15 @@ def make_layout(params: FusionParams, maps: Mapping[str, ComponentMap]) -> Layou
         maps: the parts of every model that is named, by name.
 
     Raises:
-        ConfigError: a span is out of range, or the spans of an expert leave a gap.
+        ConfigError: a span is out of range, the spans of an expert leave a gap, or ``layers: auto`` is not made spans
+            yet.
         IncompatibleBlocksError: models do not fit together.
     """
+    if params.layers == "auto":
+        raise ConfigError(
+            "fusion.layers: auto has to be made spans first, from calibration text: mango.training.propose_layers does "
+            "that, and `mango layers` shows it"
+        )
     for name in (params.trunk, *(expert.model for expert in params.experts)):
         if name not in maps:
             raise ConfigError(f"fusion: unknown model {name!r}. Known: {', '.join(sorted(maps))}")

@@ -12,6 +12,9 @@ from mango.fusion.registries import ADAPTERS, ROUTERS
 from mango.fusion.tasks import FusedTask
 from mango.registry import Registry
 
+MapKind = Literal["identity", "procrustes", "ridge"]
+"""What an adapter starts from."""
+
 
 class SpanParams(Frozen):
     """A run of an expert's blocks and where it stands in the trunk.
@@ -55,6 +58,22 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+class AutoLayersParams(Frozen):
+    """How ``layers: auto`` proposes where experts are cut.
+
+    Args:
+        measure: what says that states of trunk and expert are alike at two depths: ``fit``, R squared on held-out text
+            of what an adapter starts as, the worse of both directions; or ``cka``, centred kernel alignment, which no
+            rotation and no width changes.
+        least: an expert is cut only between depths that are at least so alike.
+        tokens: tokens of calibration text that are compared.
+    """
+
+    measure: Literal["fit", "cka"] = "fit"
+    least: float = Field(default=0.8, le=1)
+    tokens: int = Field(default=4096, ge=32)
+
+
 class FusionParams(Frozen):
     """What is fused.
 
@@ -63,6 +82,9 @@ class FusionParams(Frozen):
         trunk: name of the model whose tokenizer and cuts the fused model has; its spans are the anchor.
         experts: the other experts, each a name under ``models`` or a mapping.
         span: blocks of the trunk between two cuts.
+        layers: ``given`` cuts experts as their ``cut`` says; ``auto`` looks where the states of trunk and expert are
+            alike on calibration text, and cuts each expert whose ``cut`` is ``auto`` there and nowhere else.
+        auto: how ``layers: auto`` looks.
         dtype: element type of the fused model's weights.
     """
 
@@ -70,6 +92,8 @@ class FusionParams(Frozen):
     trunk: str
     experts: tuple[Annotated[ExpertParams, BeforeValidator(_expert)], ...] = ()
     span: int = Field(default=2, ge=1)
+    layers: Literal["given", "auto"] = "given"
+    auto: AutoLayersParams = AutoLayersParams()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -78,9 +102,12 @@ class LinearParams(Frozen):
 
     Args:
         rank: rank of the part that is trained at equal width.
+        start: at equal width, ``identity`` with a low-rank part; or a whole affine map that starts from ``procrustes``,
+            the rotation that brings paired states closest, or from ``ridge`` regression. Between widths it is ridge.
     """
 
     rank: int = Field(default=32, ge=1)
+    start: MapKind = "identity"
 
 
 class BottleneckParams(Frozen):
@@ -88,9 +115,12 @@ class BottleneckParams(Frozen):
 
     Args:
         size: width of the bottleneck.
+        start: what it stands beside at equal width: the ``identity``, or an affine map that starts from ``procrustes``
+            or ``ridge``, as with the linear adapter.
     """
 
     size: int = Field(default=64, ge=1)
+    start: MapKind = "identity"
 
 
 class TemperatureParams(Frozen):

@@ -52,10 +52,16 @@ class RidgeFit:
         width = self.gram.shape[0] - 1
         if self.count == 0 or not bool(torch.isfinite(self.gram).all() & torch.isfinite(self.cross).all()):
             raise TrainingError(f"ridge start of an adapter: {self.count} pairs of finite activations; wanted some")
-        penalty = torch.zeros_like(self.gram)
-        penalty.diagonal()[:width] = self.ridge * self.gram.diagonal()[:width].mean()
-        solution = torch.linalg.solve(self.gram + penalty, self.cross)
+        solution = self._solution()
         residual = self.squares - 2 * (solution * self.cross).sum() + (solution * (self.gram @ solution)).sum()
         spread = self.squares - self.total.square().sum() / self.count
         fit = 1.0 - float(residual / spread) if float(spread) > 0 else 1.0
         return solution[:width], solution[width], fit
+
+    def _solution(self) -> Tensor:
+        """Return ``[weight; bias]``."""
+        width = self.gram.shape[0] - 1
+        penalty = torch.zeros_like(self.gram)
+        penalty.diagonal()[:width] = self.ridge * self.gram.diagonal()[:width].mean()
+        solution: Tensor = torch.linalg.solve(self.gram + penalty, self.cross)
+        return solution

@@ -20,11 +20,13 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
     Args:
         sequences: the sequences, in order.
         targets: for each token, what a router should choose, ``[sequences, length, ...]``; None without.
+        best: for each token, the number of the source model that it learns from, ``[sequences, length]``; None without.
     """
 
-    def __init__(self, sequences: Sequences, targets: Tensor | None = None) -> None:
+    def __init__(self, sequences: Sequences, targets: Tensor | None = None, best: Tensor | None = None) -> None:
         self.sequences = sequences
         self.targets = targets
+        self.best = best
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -34,6 +36,8 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
         item = {"input_ids": ids, "labels": ids}
         if self.targets is not None:
             item["targets"] = self.targets[index]
+        if self.best is not None:
+            item["best"] = self.best[index]
         return item
 
 

@@ -21,6 +21,7 @@ from mango.fusion import MolPreTrainedModel
 from mango.training.checkpoints import latest_checkpoint, read_state, step_of
 from mango.training.starts import StartReport
 from mango.training.stopping import EarlyStopping
+from mango.training.teaching import Teacher
 from mango.training.trainer import FusedTrainer, LogMetrics, MetricsLog
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def fit(
     validation: Dataset[Any],
     starts: StartReport,
     log: LogMetrics | None,
+    teacher: Teacher | None = None,
 ) -> Trained:
     """Train a started model from its first step, or from a checkpoint on.
 
@@ -135,6 +137,7 @@ def fit(
         validation: validation examples.
         starts: how adapters and routers started.
         log: takes metrics and their step.
+        teacher: what tokens learn from; nothing without.
     """
     if job.train.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -147,6 +150,7 @@ def fit(
         fingerprint=fingerprint,
         resumed=checkpoint,
         stopping=stopping,
+        teacher=teacher,
         model=model,
         args=_arguments(job, folder, device),
         train_dataset=train,

@@ -18,6 +18,8 @@ class LossParams(Frozen):
         adapter: of the pull of adapters toward their start.
         supervision: of the cross-entropy of routers against the expert with the lowest loss around each token.
         z: of the loss that keeps the scores of routers small.
+        distill: of the divergence of each next token's distribution from that of the source model that is best around
+            the token.
     """
 
     balance: float = Field(default=0.005, ge=0)
@@ -25,6 +27,7 @@ class LossParams(Frozen):
     adapter: float = Field(default=0.01, ge=0)
     supervision: float = Field(default=0.0, ge=0)
     z: float = Field(default=0.0, ge=0)
+    distill: float = Field(default=0.0, ge=0)
 
 
 class StartParams(Frozen):
@@ -33,6 +36,9 @@ class StartParams(Frozen):
     Args:
         sequences: calibration sequences a domain; as many that switch domain are added as domains have together.
         ridge: strength of the ridge regression that adapters between different widths start from.
+        matching_steps: gradient steps in which adapters learn to match paired states of trunk and expert, after their
+            start in closed form and before any language-model loss; 0 leaves it out.
+        matching_learning_rate: learning rate of that phase.
         window: tokens around a token over which source models are compared to find its best expert.
         router_steps: gradient steps of the supervised start of each router; 0 leaves routers undecided.
         router_learning_rate: learning rate of that start.
@@ -40,6 +46,8 @@ class StartParams(Frozen):
 
     sequences: int = Field(default=4, ge=1)
     ridge: float = Field(default=1e-3, gt=0)
+    matching_steps: int = Field(default=0, ge=0)
+    matching_learning_rate: float = Field(default=1e-3, gt=0)
     window: int = Field(default=32, ge=1)
     router_steps: int = Field(default=200, ge=0)
     router_learning_rate: float = Field(default=0.02, gt=0)

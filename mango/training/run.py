@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from mango.architectures.tasks import CAUSAL
 from mango.blocks import BlockStore, load_source
 from mango.checkpoints import (
     check_room,
@@ -36,6 +38,7 @@ from mango.fusion import (
 )
 from mango.fusion.tasks import TEXT_TASKS
 from mango.signals import resumes
+from mango.training.alignment import Alignment, propose_layers
 from mango.training.checkpoints import KEPT, how_it_resumes
 from mango.training.controls import ResumedTrunk, continue_trunk, save_ordinary, self_stitch
 from mango.training.data import TokenDataset, mixture
@@ -43,6 +46,7 @@ from mango.training.fitting import Trained, fit, resume_or_start
 from mango.training.heads import HeadData, prepare_head, train_head
 from mango.training.params import TrainParams
 from mango.training.starts import StartReport, routing_targets, source_losses, start_adapters, start_routers
+from mango.training.teaching import Teacher, best_sources
 from mango.training.trainer import LogMetrics
 
 TRAINING_FILE = "training.json"
@@ -96,10 +100,31 @@ class Job:
                 "loss says nothing about the others: set it above 0, or train the router softly"
             )
 
+        self.check_task(self.fusion.layers)
+        if self.train.losses.distill and self.fusion.task != CAUSAL:
+            raise TrainingError(
+                f"train.losses.distill: {self.train.losses.distill}, but tokens of a model for {self.fusion.task} have "
+                "no teacher so far: set it to 0"
+            )
         if self.train.controls.continued_trunk and self.fusion.task not in TEXT_TASKS:
             raise TrainingError(
                 f"train.controls.continued_trunk: true, but the trunk of a model for {self.fusion.task} is not trained "
                 "further so far: set it to false"
+            )
+
+    def check_task(self, layers: str) -> None:
+        """Refuse a proposal of layers for a model that is no causal language model.
+
+        Args:
+            layers: how layers are chosen.
+
+        Raises:
+            TrainingError: they are to be proposed.
+        """
+        if layers == "auto" and self.fusion.task != CAUSAL:
+            raise TrainingError(
+                f"fusion.layers: auto compares states of language models on text, and fusion.task is "
+                f"{self.fusion.task}: give the cuts of experts yourself (fusion.layers: given)"
             )
 
     def _untrained_router(self) -> Router:
@@ -121,6 +146,31 @@ class _Data:
     train_losses: dict[str, torch.Tensor] | None
 
 
+def calibration_text(job: Job, tokenizer: PreTrainedTokenizerBase) -> Sequences:
+    """Return the text that adapters and routers start from, and that layers are proposed on.
+
+    Args:
+        job: everything that the training depends on.
+        tokenizer: the models' tokenizer.
+
+    Raises:
+        DataError: the training split has too little text.
+    """
+    share = 0.0 if job.decides_once() else job.train.switching_share
+    domains = (
+        job.corpus.domains
+        or mixture(job.corpus, "train", tokenizer, num_sequences=0, switching_share=0.0, seed=job.seed).domains
+    )
+    return mixture(
+        job.corpus,
+        "train",
+        tokenizer,
+        num_sequences=2 * job.train.start.sequences * len(domains),
+        switching_share=share and 0.5,
+        seed=job.seed + 1,
+    )
+
+
 def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, device: torch.device | str) -> _Data:
     """Draw sequences, and run every source model on the calibration text."""
     train = job.train
@@ -135,14 +185,7 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
         seed=job.seed,
     )
     domains = len(job.corpus.domains) or len(sequences.domains)
-    calibration = mixture(
-        job.corpus,
-        "train",
-        tokenizer,
-        num_sequences=2 * train.start.sequences * domains,
-        switching_share=share and 0.5,
-        seed=job.seed + 1,
-    )
+    calibration = calibration_text(job, tokenizer)
     validation = mixture(
         job.corpus,
         "validation",
@@ -156,7 +199,7 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
         store, names, calibration.input_ids, batch_size=train.batch_size, device=device, trunk=job.fusion.trunk
     )
     train_losses = None
-    if train.losses.supervision and len(sequences):
+    if (train.losses.supervision or train.losses.distill) and len(sequences):
         train_losses = source_losses(
             store, names, sequences.input_ids, batch_size=train.batch_size, device=device, trunk=job.fusion.trunk
         )
@@ -195,8 +238,14 @@ def train_one(
     judge = targets_from or model
     targets = routing_targets(judge, data.losses, params.window) if judge.iter_routers() else None
     train_targets = None
-    if data.train_losses is not None and targets is not None:
+    if data.train_losses is not None and targets is not None and job.train.losses.supervision:
         train_targets = routing_targets(judge, data.train_losses, params.window)
+    teacher = best = None
+    if data.train_losses is not None and job.train.losses.distill:
+        own = store.model(job.fusion.trunk).tokenizer_sha256  # another one's distribution is over other tokens
+        names = [name for name in sorted(data.train_losses) if store.model(name).tokenizer_sha256 == own]
+        teacher = Teacher(store, names, device)
+        best = best_sources(data.train_losses, names, params.window)
     fingerprint = job.fingerprint(what, store)
     folder = work / what
 
@@ -214,10 +263,11 @@ def train_one(
         device=device,
         fingerprint=fingerprint,
         checkpoint=checkpoint,
-        train=TokenDataset(data.train, train_targets),
+        train=TokenDataset(data.train, train_targets, best),
         validation=TokenDataset(data.validation),
         starts=starts,
         log=log,
+        teacher=teacher,
     )
 
 
@@ -249,7 +299,6 @@ def train_all(
     check_room(out, _needed_bytes(job, store))
     trunk = job.fusion.trunk
     tokenizer_folder = store.tokenizer_folder(trunk)
-    layout = make_layout(job.fusion, {name: store.model(name).architecture for name in job.model_names()})
     resumed = resumes(lambda: how_it_resumes(work))
     with resumed, only_writer(work), replace_folders(controls, out) as (new_controls, new_out):
         causal = job.fusion.task in TEXT_TASKS
@@ -260,9 +309,22 @@ def train_all(
             images = job.fusion.task == "image-classification"
             reader = ImageReader.of(tokenizer_folder) if images else open_tokenizer(tokenizer_folder)
             data = prepare_head(job, store, reader, device)
+        alignments: Sequence[Alignment] = ()
+        if job.fusion.layers == "auto" and isinstance(data, _Data):
+            proposal = propose_layers(
+                store,
+                job.fusion,
+                job.adapter,
+                data.calibration,
+                ridge=job.train.start.ridge,
+                batch_size=job.train.batch_size,
+                device=device,
+            )
+            job, alignments = replace(job, fusion=proposal.fusion), proposal.alignments
+        layout = make_layout(job.fusion, {name: store.model(name).architecture for name in job.model_names()})
         fused = _train(job, store, data, what="fused", work=work, device=device, log=log)
         summary = {"validation_loss": fused.summary["validation"]}
-        _save(fused, new_out, tokenizer_folder)
+        _save(fused, new_out, tokenizer_folder, alignments)
         if job.train.controls.self_stitch:
             stitched = Job(job.seed, job.corpus, self_stitch(job.fusion, layout), job.router, job.adapter, job.train)
             control = _train(
@@ -304,10 +366,12 @@ def _bytes_of(store: BlockStore, name: str) -> int:
     return sum(block.num_bytes for block in model.blocks) + sum(at.end - at.start for at in model.edges)
 
 
-def _save(trained: Trained, folder: Path, tokenizer_folder: Path) -> None:
+def _save(trained: Trained, folder: Path, tokenizer_folder: Path, alignments: Sequence[Alignment] = ()) -> None:
     Path(folder).mkdir(exist_ok=True, parents=True)
     with saving(folder):
         trained.model.save_pretrained(folder)
     copy_tokenizer(tokenizer_folder, folder)
-    record = {"curve": trained.curve, "starts": asdict(trained.starts), "summary": trained.summary}
+    record: dict[str, Any] = {"curve": trained.curve, "starts": asdict(trained.starts), "summary": trained.summary}
+    if alignments:
+        record["layers"] = [one.to_dict() for one in alignments]
     write_file(folder / TRAINING_FILE, json.dumps(record, indent=1))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mango.blocks import BlockStore, load_source
 from mango.corpus import Sequences, token_losses
-from mango.fusion import Adapter, MolForCausalLM, MolPreTrainedModel, Router
+from mango.fusion import MolForCausalLM, MolPreTrainedModel, Router
 from mango.surgery.vocabulary import Retokeniser, Retold
-from mango.tensors import RidgeFit
-from mango.training.calibration import best_expert, recorded_states
+from mango.tensors import ProcrustesFit, RidgeFit
+from mango.training.calibration import best_expert
+from mango.training.matching import Place, match_features, paired_states, places
 from mango.training.params import StartParams
+
+FITS = {"ridge": RidgeFit, "procrustes": ProcrustesFit}
+"""How closed forms are fitted, by what :attr:`mango.fusion.Adapter.fitted` says."""
 
 
 @dataclass
@@ -23,7 +27,8 @@ class StartReport:
     """How well the starts fit.
 
     Args:
-        adapters: R squared of each ridge start, by ``expert/span/in`` or ``.../out``.
+        adapters: R squared of each start in closed form, or after feature matching, by ``expert/span/in`` or
+            ``.../out``.
         routers: for each position, the share of calibration tokens whose best expert the router finds.
     """
 
@@ -34,13 +39,13 @@ class StartReport:
 def start_adapters(
     model: MolPreTrainedModel, store: BlockStore, sequences: Sequences, params: StartParams, *, batch_size: int
 ) -> dict[str, float]:
-    """Start every adapter between different widths from ridge regression on paired activations; return R squared.
+    """Start every adapter that has a closed form from paired activations; return R squared.
 
     Args:
         model: the fused model; adapters change in place.
         store: where its source models come from.
         sequences: calibration text.
-        params: strength of the ridge.
+        params: strength of the ridge, and steps of feature matching.
         batch_size: sequences a forward pass.
     """
     batches = [{"input_ids": ids} for ids in sequences.input_ids.split(batch_size)]
@@ -50,7 +55,7 @@ def start_adapters(
 def start_adapters_on(
     model: MolPreTrainedModel, store: BlockStore, batches: Sequence[Mapping[str, Tensor]], params: StartParams
 ) -> dict[str, float]:
-    """Start every adapter between different widths from ridge regression on paired activations; return R squared.
+    """Start every adapter that has a closed form from paired activations; return R squared.
 
     A model with another tokenizer reads the same text in its own tokens; activations are paired where a token of the
     trunk and one of its own end at the same byte.
@@ -59,57 +64,51 @@ def start_adapters_on(
         model: the fused model; adapters change in place.
         store: where its source models come from.
         batches: what trunk and experts alike are run on, without padding.
-        params: strength of the ridge.
+        params: strength of the ridge, and steps of feature matching.
     """
-    layout = model.layout
     device = next(model.parameters()).device
     trunk = None
     fits: dict[str, float] = {}
-    for number, expert in enumerate(layout.experts):
-        parts: Any = model.experts[number]
-        jobs: list[tuple[str, Adapter, int, int, bool]] = []
-        for index, span in enumerate(expert.spans):
-            for kind, adapters in (("in", parts.inputs), ("out", parts.outputs)):
-                adapter = dict(adapters.items()).get(str(index))
-                if isinstance(adapter, Adapter) and adapter.width_in != adapter.width_out:
-                    into = kind == "in"
-                    trunk_block = layout.cuts[span.enter if into else span.exit]
-                    jobs.append(
-                        (f"{expert.name}/{index}/{kind}", adapter, trunk_block, span.start if into else span.stop, into)
-                    )
-        if not jobs:
+    for number, expert in enumerate(model.layout.experts):
+        found = places(model, number)
+        fitted = [place for place in found if place.adapter.fitted != "identity"]
+        if not (found if params.matching_steps else fitted):
             continue
         if trunk is None:
-            trunk = load_source(store, layout.experts[0].source, device=device)
+            trunk = load_source(store, model.layout.experts[0].source, device=device)
         source = load_source(store, expert.source, device=device)
-        ridges = {
-            name: RidgeFit(adapter.width_in, adapter.width_out, ridge=params.ridge, device=device)
-            for name, adapter, _, _, _ in jobs
-        }
-        reader = Retokeniser.between(store, layout.experts[0].source, expert.source)
-        for batch in batches:
-            inputs = {name: value.to(device) for name, value in batch.items()}
-            read = None if reader is None else reader.read(inputs["input_ids"])
-            their_inputs = inputs if read is None else {"input_ids": read.input_ids.to(device)}
-            with (
-                torch.no_grad(),
-                recorded_states(trunk, [job[2] for job in jobs]) as ours,
-                recorded_states(source, [job[3] for job in jobs]) as theirs,
-            ):
-                trunk(**inputs)
-                source(**their_inputs)
-            for name, _, trunk_block, source_block, into in jobs:
-                x, y = ours[trunk_block], theirs[source_block]
-                if read is None:
-                    x, y = x.flatten(0, 1), y.flatten(0, 1)
-                else:
-                    row, mine, other = read.pairs.to(device).unbind(1)
-                    x, y = x[row, mine], y[row, other]
-                ridges[name].add(*((x, y) if into else (y, x)))
-        for name, adapter, _, _, _ in jobs:
-            weight, bias, fit = ridges[name].solve()
-            adapter.start_from(weight.to(torch.float32), bias.to(torch.float32))
-            fits[name] = round(fit, 4)
+        reader = Retokeniser.between(store, model.layout.experts[0].source, expert.source)
+        if fitted:
+            fits |= _fit(fitted, trunk, source, batches, params, device, reader)
+        if params.matching_steps:
+            fits |= match_features(found, trunk, source, batches, params, reader)
+    return fits
+
+
+def _fit(
+    fitted: Sequence[Place],
+    trunk: PreTrainedModel,
+    source: PreTrainedModel,
+    batches: Sequence[Mapping[str, Tensor]],
+    params: StartParams,
+    device: torch.device,
+    reader: Retokeniser | None,
+) -> dict[str, float]:
+    """Start the adapters of one expert from their closed forms; return R squared."""
+    sums = {
+        place.name: FITS[place.adapter.fitted](
+            place.adapter.width_in, place.adapter.width_out, ridge=params.ridge, device=device
+        )
+        for place in fitted
+    }
+    for batch in batches:
+        for place, pair in zip(fitted, paired_states(fitted, trunk, source, batch, reader), strict=True):
+            sums[place.name].add(*pair)
+    fits: dict[str, float] = {}
+    for place in fitted:
+        weight, bias, fit = sums[place.name].solve()
+        place.adapter.start_from(weight.to(torch.float32), bias.to(torch.float32))
+        fits[place.name] = round(fit, 4)
     return fits
 
 

@@ -18,6 +18,7 @@ from mango.training.checkpoints import new_checkpoint, read_state
 from mango.training.losses import balance_loss, entropy_loss, load_of, supervision_loss, z_loss
 from mango.training.params import TrainParams
 from mango.training.stopping import EarlyStopping
+from mango.training.teaching import Teacher, distillation_loss
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 
@@ -30,6 +31,7 @@ class FusedTrainer(Trainer):
         fingerprint: of everything that the run depends on; it goes into checkpoints.
         resumed: the checkpoint that `train` is going to resume.
         stopping: what ends the training early, if anything does.
+        teacher: what tokens learn from, where ``train.losses.distill`` is above 0.
         kwargs: what ``transformers.Trainer`` takes.
     """
 
@@ -40,6 +42,7 @@ class FusedTrainer(Trainer):
         fingerprint: str = "",
         resumed: Path | None = None,
         stopping: EarlyStopping | None = None,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -47,6 +50,7 @@ class FusedTrainer(Trainer):
         self.fingerprint = fingerprint
         self.resumed = resumed
         self.stopping = stopping
+        self.teacher = teacher
         if stopping is not None:
             self.add_callback(stopping)
         self._saves_into: Path | None = None
@@ -66,9 +70,11 @@ class FusedTrainer(Trainer):
         """Return the language-modelling loss, plus the further losses while training."""
         inputs = dict(inputs)
         targets = inputs.pop("targets", None)
+        best = inputs.pop("best", None)
+        taught = self.teacher is not None and best is not None and model.training
         if num_items_in_batch is not None:
             inputs["num_items_in_batch"] = num_items_in_batch
-        output: MolOutput = model(**inputs, losses_only=True)
+        output: MolOutput = model(**inputs) if taught else model(**inputs, losses_only=True)
         assert output.loss is not None
         if not model.training:
             return (output.loss, output) if return_outputs else output.loss
@@ -79,6 +85,10 @@ class FusedTrainer(Trainer):
             share /= self.train_params.accumulation
             output.loss = output.loss * self.accelerator.num_processes
         parts = self._further(output, targets)
+        if taught:
+            assert self.teacher is not None
+            assert output.logits is not None
+            parts["distill"] = distillation_loss(output.logits, self.teacher.log_probs(inputs["input_ids"], best))
         weights = self.train_params.losses
         total = output.loss
         for name, part in parts.items():
@@ -228,7 +238,19 @@ class _RestoreSums(TrainerCallback):
         self.trainer.restore_sums()
 
 
-_WANTED = ("loss", "lm", "balance", "entropy", "adapter", "supervision", "z", "grad_norm", "learning_rate", "eval_loss")
+_WANTED = (
+    "loss",
+    "lm",
+    "balance",
+    "entropy",
+    "adapter",
+    "supervision",
+    "z",
+    "distill",
+    "grad_norm",
+    "learning_rate",
+    "eval_loss",
+)
 _RENAMED = {"eval_loss": "validation"}
 
 

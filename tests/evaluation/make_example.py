@@ -166,6 +166,17 @@ def example() -> dict[str, Any]:
         },
         "retention": retention(systems()),
         "calibration": calibration(),
+        "layers": [
+            {
+                "expert": "code",
+                "cka": [[1.0, 0.6, 0.3], [0.7, 0.95, 0.5], [0.2, 0.6, 0.9]],
+                "fit": [[0.91]],
+                "trunk_cuts": [1],
+                "taken": [[1, 1]],
+                "measure": "fit",
+                "least": 0.8,
+            }
+        ],
         "routing": routing(),
         "training": {"curve": curve()},
         "corpus": {

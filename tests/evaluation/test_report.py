@@ -84,6 +84,7 @@ def test_the_report_is_written_whole_and_the_same_each_time(tmp_path: Path) -> N
         "plots/systems.png",
         "plots/quality_cost.png",
         "plots/router.png",
+        "plots/similarity.png",
         "plots/training.png",
         "plots/systems.csv",
         "plots/training.csv",
