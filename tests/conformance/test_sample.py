@@ -17,7 +17,9 @@ from mango.fusion import AdapterParams, FusionParams, RouterParams, build_fused
 from tests.conformance import fusing
 from tests.conformance.checks import build, check, one_line
 
-FUSED = ("gpt2", "llama", "mixtral", "qwen3", "opt", "olmoe")
+FUSED = (
+    "bloom", "gpt2", "jamba", "lfm2", "llama", "mamba2", "mixtral", "mpt", "olmoe", "opt", "qwen3", "qwen3_next",
+)  # fmt: skip
 CHECKED = (
     "albert", "bart", "beit", "bert", "bloom", "clip", "convnext", "deberta-v2", "dinov2", "distilbert", "electra",
     "falcon", "gemma2", "gpt_neox", "hubert", "led", "llava", "mamba", "mistral", "modernbert", "mpnet", "phi",
