@@ -32,8 +32,9 @@ class Fusion:
     """With whom a model can be fused, and through which adapters.
 
     Args:
-        possible: whether fused models take it, as trunk and as expert.
-        partners: model types for the same task that it can be fused with.
+        possible: whether fused models take it, as trunk and as expert; a model that reads images as trunk.
+        partners: model types that it can be fused with: those for the same task, and with a model that reads images
+            those that write text.
         adapters: what stands between it and a trunk, for each way to cut it.
         reason: why not, or None.
     """
@@ -191,9 +192,13 @@ def _fusion(components: ComponentMap, row: Support | None) -> Fusion:
     if row.task != components.task:
         what = f"models of this type are fused for {row.task}, and this is a model for {components.task}"
         return Fusion(False, (), (), what)
-    others = (other for other in support_table().values() if other.fused and other.task == row.task)
+    sees = row.task == "image-text-to-text"  # the trunk of a fused model, with experts that write text
+    tasks = ("causal-lm", row.task) if sees else (row.task,)
+    others = (other for other in support_table().values() if other.fused and other.task in tasks)
     partners = tuple(sorted(other.model_type for other in others))
     width = components.width
+    if sees:
+        return Fusion(True, partners, (f"experts of width W: from {width} to W and back, images among the rest",), None)
     adapters = (
         "whole, with its own edges: none",
         f"cut, trunk of width {width}: linear or bottleneck, the identity at the start",

@@ -16,8 +16,11 @@ from mango.errors import UnsafeFileError
 from tests.blocks.bad_models import SMALL
 from tests.blocks.families import save_model
 from tests.blocks.sparse import sparse_model
+from tests.fusion.heads import save_head
+from tests.fusion.sighted import PREFIX, SIGHTED
 
 ROW = {"model_type", "task", "family", "host", "guest", "fused", "cached_decode", "reason"}
+EYES = {"llava": SIGHTED["llava"], "prefix": PREFIX}
 COMPONENTS = {
     "model_type", "architecture", "blocks", "block_class", "num_blocks", "width", "num_heads", "num_kv_heads",
     "head_dim", "intermediate_size", "vocab_size", "max_positions", "embeddings", "position_embeddings", "final_norm",
@@ -85,6 +88,21 @@ def test_inspect_says_everything_for_machines(run: Callable[..., tuple[int, str,
     assert any("ridge regression" in line for line in found["fusion"]["adapters"])
     assert found["weight_bytes"] == 4 * found["num_parameters"]
     assert found["cache_bytes_per_token"] == 3 * 2 * 2 * 8 * 4
+
+
+def test_inspect_says_which_experts_of_text_a_model_that_reads_images_takes(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    folders = {name: save_head(tmp_path / name, config, "image-text-to-text", seed=0) for name, config in EYES.items()}
+    found = {name: json.loads(run("inspect", str(folder), "--json")[1]) for name, folder in folders.items()}
+    llava = found["llava"]
+    assert [stack["role"] for stack in llava["components"]["stacks"]] == ["text", "vision"]
+    assert llava["components"]["blocks"] == "language_model.layers"
+    assert (llava["fusion"]["possible"], llava["fusion"]["reason"]) == (True, None)
+    assert {"llama", "qwen3", "llava"} <= set(llava["fusion"]["partners"])
+    assert "bert" not in llava["fusion"]["partners"]
+    assert not found["prefix"]["fusion"]["possible"]
+    assert "a token of its prompt sees those behind it" in found["prefix"]["fusion"]["reason"]
 
 
 def test_inspect_says_the_same_with_and_without_the_weights(

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from mango.architectures import InputMaker, Stack, build_class, describe, task_of
 from mango.architectures.handlers import handler_for
 from mango.architectures.meta import MODEL_FAILURES
-from mango.architectures.tasks import CAUSAL, SEQ2SEQ, TASKS
+from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, SEQ2SEQ, TASKS
 from mango.errors import MangoError
 from tests.conformance import probe
 from tests.conformance.recipe import MAX_PARAMETERS, filled_config, num_parameters, shallow_config, tiny_config
@@ -154,7 +154,7 @@ def check(model_type: str, *, fuse: bool = True) -> Row:
         return row
     problem = fused(tiny)
     row.fused = problem is None
-    row.cached_decode = row.fused and tiny.task in (CAUSAL, SEQ2SEQ)
+    row.cached_decode = row.fused and tiny.task in (CAUSAL, SEQ2SEQ, IMAGE_TEXT)
     if problem is not None:
         row.reason = f"{row.reason}; {problem}" if row.reason else problem
     elif not row.cached_decode:

@@ -24,7 +24,7 @@ the file is written by that command. `mango architectures` prints the same.
   of theirs changes when their model runs on zero inputs without its blocks.
 - **fused**: fused with a plain model for the same task, as guest and as trunk, every expert ran, and saving and opening
   changed nothing: causal language models with a llama, masked ones with a BERT, encoder-decoder models with a BART,
-  image classifiers with a ViT.
+  image classifiers with a ViT. Models that read images were the trunk of a llama, and an image was among their tokens.
 - **cached decode**: so fused, decoding with a cache equals decoding without, softly and hard routed.
 
 {summary}

@@ -65,7 +65,7 @@ def test_alone_the_trunk_sees_what_it_saw(store: BlockStore, name: str) -> None:
     torch.testing.assert_close(model(text).logits, source(input_ids=text).logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(SIGHTED))
+@pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2_vl"])
 def test_training_generating_saving_and_opening(store: BlockStore, tmp_path: Path, name: str) -> None:
     inputs = image_inputs(load_source(store, name), rows=2)
     model = fused(store, name)
@@ -104,7 +104,7 @@ def test_training_generating_saving_and_opening(store: BlockStore, tmp_path: Pat
         assert opened(**inputs).logits.equal(output.logits)
 
 
-@pytest.mark.parametrize("name", ["llava", "smolvlm", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["smolvlm", "qwen2_vl"])
 @torch.no_grad()
 def test_tokens_that_take_one_expert_each(store: BlockStore, name: str) -> None:
     source = load_source(store, name)
