@@ -18,7 +18,8 @@ from tests.conformance import fusing
 from tests.conformance.checks import build, check, one_line
 
 FUSED = (
-    "bloom", "gpt2", "jamba", "lfm2", "llama", "llava", "mamba2", "mixtral", "mpt", "olmoe", "opt", "qwen3", "qwen3_next",
+    "bloom", "gpt2", "jamba", "lfm2", "llama", "llava", "mamba2", "mixtral", "mpt", "olmoe", "opt", "qwen3",
+    "qwen3_next",
 )  # fmt: skip
 CHECKED = (
     "albert", "bart", "beit", "bert", "bloom", "clip", "convnext", "deberta-v2", "dinov2", "distilbert", "electra",
