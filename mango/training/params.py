@@ -44,7 +44,7 @@ class StartParams(Frozen):
         router_learning_rate: learning rate of that start.
     """
 
-    sequences: int = Field(default=4, ge=1)
+    sequences: int = Field(default=16, ge=1)
     ridge: float = Field(default=1e-3, gt=0)
     matching_steps: int = Field(default=0, ge=0)
     matching_learning_rate: float = Field(default=1e-3, gt=0)
