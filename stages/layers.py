@@ -16,7 +16,10 @@ def layers(
     out: Annotated[Path | None, typer.Option(help="Write a page with the matrices; its name ends in .html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Propose where experts are cut, as `fusion.layers: auto` does; needs the blocks that extract-blocks makes."""
+    """Propose where experts are cut, from how alike models think.
+
+    It is what `fusion.layers: auto` takes, and needs the blocks that extract-blocks makes.
+    """
     from mango import console
     from mango.checkpoints import open_tokenizer, write_file
     from mango.cli.devices import device_of, without_bars

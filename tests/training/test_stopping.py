@@ -18,7 +18,8 @@ from tests.training.toys import make_job, make_tokenizer
 
 TOO_FAST = {
     "steps": 30, "validate_every": 1, "save_every": 2, "warmup": 0.3,
-    "adapter_learning_rate": 5.0, "router_learning_rate": 5.0, "start": {"router_steps": 0, "window": 4},
+    "adapter_learning_rate": 5.0, "router_learning_rate": 5.0,
+    "start": {"sequences": 4, "router_steps": 0, "window": 4},
 }  # fmt: skip
 """Better at first, then worse: the learning rate rises to where nothing is learned."""
 
