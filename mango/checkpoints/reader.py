@@ -205,8 +205,10 @@ class Checkpoint:
 
     def _check_size(self, file: Path, size: int) -> None:
         if not self._sizes:
+            sizes: dict[Path, int] = {}
             for info in self._tensors.values():
-                self._sizes[info.file] = max(info.end, self._sizes.get(info.file, 0))
+                sizes[info.file] = max(info.end, sizes.get(info.file, 0))
+            self._sizes = sizes  # at once, since threads share a checkpoint
         if size != self._sizes[file]:
             raise IntegrityError(f"{file}: changed since it was opened; open the checkpoint again")
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,18 @@ def test_a_file_that_shrinks_while_open_is_an_error(tmp_path: Path, write: Write
         checkpoint.read_into("a.weight", 0, memoryview(bytearray(1)))
     with pytest.raises(IntegrityError, match="changed since it was opened"):
         checkpoint.tensor("a.weight")
+
+
+def test_threads_may_open_the_same_file_at_the_same_moment(tmp_path: Path, write: Write) -> None:
+    """The size of the file follows from all of its tensors, which takes a moment when they are many."""
+    folder = write(tmp_path / "model", {f"t{i:05}": torch.zeros(1) for i in range(20_000)})
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(5):
+            checkpoint = Checkpoint.open(folder)
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(checkpoint.tensor, [f"t{i:05}" for i in range(8)]))
+            assert all(torch.equal(tensor, torch.zeros(1)) for tensor in found)
+    finally:
+        sys.setswitchinterval(before)
