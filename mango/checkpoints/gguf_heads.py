@@ -26,7 +26,7 @@ def fetch_gguf_head(source: ModelSource, cache: Path) -> Path:
 
     Args:
         source: id of the repository, with ``gguf_file``.
-        cache: where the file is kept, by commit and name.
+        cache: where the file is kept, by name and by what the Hub says that tells its content.
 
     Raises:
         CheckpointError: the Hub does not have the file, or cannot be reached, or it is no GGUF file.
@@ -34,17 +34,20 @@ def fetch_gguf_head(source: ModelSource, cache: Path) -> Path:
     """
     admit_hub(source)
     name = f"{source.source}: {source.gguf_file}"
-    data, size, commit = _fetch(source, 0, _FIRST_BYTES)
-    where = hashlib.sha256(f"{source.source} {commit} {source.gguf_file}".encode()).hexdigest()
+    data, size, tag = _fetch(source, 0, _FIRST_BYTES)
+    where = hashlib.sha256(f"{source.source} {source.gguf_file} {source.revision} {tag}".encode()).hexdigest()
     file = cache / "gguf" / f"head-{where}.gguf"
-    if file.is_file() and file.stat().st_size == size:
+    if tag and file.is_file() and file.stat().st_size == size:
         return file
     if data[:4] != b"GGUF":
         raise CheckpointError(f"{name}: does not start as a GGUF file does")
     while (end := header_end(data)) is None:
         if len(data) >= min(size, _MOST_BYTES):
             raise CheckpointError(f"{name}: its header does not end within {len(data)} bytes; the file is damaged")
-        data += _fetch(source, len(data), min(2 * len(data), size, _MOST_BYTES))[0]
+        more, _, its_tag = _fetch(source, len(data), min(2 * len(data), size, _MOST_BYTES))
+        if not more or its_tag != tag:
+            raise CheckpointError(f"{name}: changed, or ended early, while its header was read; try again")
+        data += more
     with writing(file):
         write_file(file, data[:end])
         os.truncate(file, size)
@@ -52,7 +55,7 @@ def fetch_gguf_head(source: ModelSource, cache: Path) -> Path:
 
 
 def _fetch(source: ModelSource, start: int, end: int) -> tuple[bytes, int, str]:
-    """Return bytes of the file, its size, and the commit that it is of."""
+    """Return bytes of the file, its size, and the tag of its content; large files are answered by another server."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, though its list of names is not
         build_hf_headers,
@@ -65,7 +68,7 @@ def _fetch(source: ModelSource, start: int, end: int) -> tuple[bytes, int, str]:
         answer: Any = get_session().get(url, headers={**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"})
         hf_raise_for_status(answer)
     size = answer.headers.get("Content-Range", "").rpartition("/")[2] or str(start + len(answer.content))
-    return bytes(answer.content), int(size), answer.headers.get("X-Repo-Commit") or str(source.revision)
+    return bytes(answer.content), int(size), answer.headers.get("ETag", "")
 
 
 def header_end(data: bytes) -> int | None:

@@ -56,7 +56,7 @@ class MolForImageTextToText(MolForCausalLM):
         if more.pop("mm_encoder_outputs", None) is not None:
             raise ConfigError("mm_encoder_outputs: a fused model takes images as pixels; pass pixel_values")
         media = {name: more.pop(name) for name in self.host.media_names if more.get(name) is not None}
-        seen = [name for name, value in media.items() if isinstance(value, Tensor) and value.is_floating_point()]
+        seen = [name for name, value in media.items() if _holds_images(name, value)]
         past = mask.shape[1] - input_ids.shape[1]
         if past and seen:
             raise ConfigError(f"{', '.join(seen)}: images come with the first tokens of their rows, before a cache is")
@@ -117,6 +117,11 @@ class MolForImageTextToText(MolForCausalLM):
         repeat: Any = super()._expand_inputs_for_generation  # type: ignore[misc]  # typed for a protocol
         ids, out = repeat(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         return ids, {**out, **flat}
+
+
+def _holds_images(name: str, value: Any) -> bool:
+    """Tell whether an argument holds images, and not what is said of them: pixels of any type, or features."""
+    return name.startswith("pixel_values") or (isinstance(value, Tensor) and value.is_floating_point())
 
 
 class ImageStep(Step):

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from mango.errors import MergeError
-from mango.merging.devices import own_stream, piece_elements, to_cpu
+from mango.merging.devices import own_stream, to_cpu
 from mango.merging.outputs import COPY, OutputTensor
 from mango.merging.registry import MERGERS, MergeMethod
 from mango.tensors import torch_dtype
-from mango.tensors.pieces import wide_piece_elements
+from mango.tensors.pieces import device_piece_elements, wide_piece_elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def _arguments(output: OutputTensor, method: MergeMethod) -> dict[str, Any]:
 def piece_calls(ready: Prepared) -> Iterator[Callable[[], torch.Tensor]]:
     """Yield calls that merge the pieces of a tensor, in order; they may run at the same time."""
     size = ready.output.spec.num_elements
-    step = wide_piece_elements() if ready.device.type == "cpu" else piece_elements(ready.device)
+    step = wide_piece_elements() if ready.device.type == "cpu" else device_piece_elements(ready.device)
     if not ready.in_pieces:
         yield lambda: merge_piece(ready, 0, size)
         return

@@ -18,17 +18,6 @@ _own = threading.local()
 _turns = itertools.count()
 
 
-@cache
-def piece_elements(device: torch.device) -> int:
-    """Return how many elements of a tensor a thread computes at a time, in up to ten float64 buffers, on a device.
-
-    Args:
-        device: an accelerator, where starting an operation costs as much as thousands of elements.
-    """
-    memory = int(torch.cuda.get_device_properties(device).total_memory)
-    return min(1 << 24, max(1 << 20, 1 << (memory.bit_length() - 13)))
-
-
 def bytes_ahead(device: torch.device) -> int:
     """Return how many bytes of tensors may wait on a device for their turn, for each file written at the same time.
 

@@ -20,7 +20,7 @@ from mango.merging.plan import MergePlan
 from mango.merging.registry import MERGERS
 from mango.merging.tensor_sources import Held, TensorSource
 from mango.tensors import item_bytes, torch_dtype
-from mango.tensors.pieces import PIECE_ELEMENTS
+from mango.tensors.pieces import wide_piece_elements
 
 _PROCESS_BYTES = 120 << 20
 _RUNNING_BYTES = 400 << 20
@@ -87,7 +87,7 @@ def _memory(plan: MergePlan, threads: int) -> int:
     for output in plan.tensors:
         held = sum(source.held_bytes for source in output.inputs)
         if output.method == COPY or MERGERS[output.method].elementwise:
-            piece = min(output.spec.num_elements, PIECE_ELEMENTS)
+            piece = min(output.spec.num_elements, wide_piece_elements())
             work = threads * piece * 8 * (2 * len(output.inputs) + 2)
         else:
             work = output.spec.num_elements * 8 * (len(output.inputs) + 2)

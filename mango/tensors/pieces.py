@@ -12,12 +12,12 @@ PIECE_ELEMENTS = 2**16
 """Elements of a piece on a CPU: half a MiB as float64, so that the few of one computation stay in the cache."""
 
 DEVICE_PIECE_ELEMENTS = 2**24
-"""Elements of a piece on an accelerator, where a call costs more than the memory."""
+"""Most elements of a piece on an accelerator, where starting an operation costs as much as thousands of elements."""
 
 
 @cache
 def wide_piece_elements() -> int:
-    """Return how many elements a piece on the CPU has where results do not depend on it.
+    """Return how many elements a piece on the CPU has where results do not depend on it, at least two ordinary ones.
 
     On many processors it has more: threads take turns at the interpreter between the operations on a piece, and the
     more they are, the more there must be to do in between.
@@ -25,9 +25,22 @@ def wide_piece_elements() -> int:
     return PIECE_ELEMENTS * min(16, max(2, len(os.sched_getaffinity(0)) // 2))
 
 
+@cache
+def device_piece_elements(device: torch.device) -> int:
+    """Return how many elements a piece on an accelerator has: each thread needs about ten float64 buffers of that size.
+
+    Args:
+        device: the accelerator.
+    """
+    if device.type != "cuda":
+        return DEVICE_PIECE_ELEMENTS
+    memory = int(torch.cuda.get_device_properties(device).total_memory)
+    return min(DEVICE_PIECE_ELEMENTS, max(1 << 20, 1 << (memory.bit_length() - 13)))
+
+
 def piece_elements(tensor: torch.Tensor) -> int:
     """Return how many elements a piece of this tensor has, which depends on its device."""
-    return PIECE_ELEMENTS if tensor.device.type == "cpu" else DEVICE_PIECE_ELEMENTS
+    return PIECE_ELEMENTS if tensor.device.type == "cpu" else device_piece_elements(tensor.device)
 
 
 def pieces(tensors: Sequence[torch.Tensor], size: int | None = None) -> Iterator[list[torch.Tensor]]:

@@ -146,26 +146,26 @@ class _Data:
     train_losses: dict[str, torch.Tensor] | None
 
 
-def calibration_text(job: Job, tokenizer: PreTrainedTokenizerBase) -> Sequences:
+def calibration_text(job: Job, tokenizer: PreTrainedTokenizerBase, num_domains: int | None = None) -> Sequences:
     """Return the text that adapters and routers start from, and that layers are proposed on.
 
     Args:
         job: everything that the training depends on.
         tokenizer: the models' tokenizer.
+        num_domains: how many domains the text has, where that is known; else the corpus is asked.
 
     Raises:
         DataError: the training split has too little text.
     """
     share = 0.0 if job.decides_once() else job.train.switching_share
-    domains = (
-        job.corpus.domains
-        or mixture(job.corpus, "train", tokenizer, num_sequences=0, switching_share=0.0, seed=job.seed).domains
-    )
+    if num_domains is None:
+        some = mixture(job.corpus, "train", tokenizer, num_sequences=0, switching_share=0.0, seed=job.seed)
+        num_domains = len(some.domains)
     return mixture(
         job.corpus,
         "train",
         tokenizer,
-        num_sequences=2 * job.train.start.sequences * len(domains),
+        num_sequences=2 * job.train.start.sequences * num_domains,
         switching_share=share and 0.5,
         seed=job.seed + 1,
     )
@@ -185,7 +185,7 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
         seed=job.seed,
     )
     domains = len(job.corpus.domains) or len(sequences.domains)
-    calibration = calibration_text(job, tokenizer)
+    calibration = calibration_text(job, tokenizer, domains)
     validation = mixture(
         job.corpus,
         "validation",

@@ -65,6 +65,17 @@ def test_alone_the_trunk_sees_what_it_saw(store: BlockStore, name: str) -> None:
     torch.testing.assert_close(model(text).logits, source(input_ids=text).logits, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_images_of_whole_numbers_are_seen_too(store: BlockStore) -> None:
+    source = load_source(store, "llava")
+    inputs = image_inputs(source)
+    model = fuse_heads(store, TASK, "llava", [], TOKEN)
+    whole = {**inputs, "pixel_values": (3 * inputs["pixel_values"]).to(torch.int32)}
+    found, blind = model(**whole).logits, model(inputs["input_ids"]).logits
+    torch.testing.assert_close(found, source(**whole).logits, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(found, blind)
+
+
 @pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2_vl"])
 def test_training_generating_saving_and_opening(store: BlockStore, tmp_path: Path, name: str) -> None:
     inputs = image_inputs(load_source(store, name), rows=2)
