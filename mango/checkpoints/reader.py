@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class Checkpoint:
         self.folder = folder
         self._tensors = dict(sorted(tensors.items()))
         self._mapped: dict[Path, torch.Tensor] = {}
+        self._viewed: dict[Path, memoryview] = {}
         self._sizes: dict[Path, int] = {}
 
     @classmethod
@@ -144,6 +146,22 @@ class Checkpoint:
         if info.start == info.end:
             return torch.empty(0, dtype=torch.uint8)
         return self._map(info.file)[info.start : info.end]
+
+    def view(self, name: str) -> memoryview:
+        """Return the bytes of a tensor, mapped, without torch. Each file that is mapped so stays open.
+
+        Raises:
+            CheckpointError: there is no tensor of that name, or the file cannot be mapped.
+            IntegrityError: the file has changed.
+        """
+        info = self.info(name)
+        if info.start == info.end:
+            return memoryview(b"")
+        if info.file not in self._viewed:
+            with reading(info.file), info.file.open("rb") as stream:
+                self._check_size(info.file, os.fstat(stream.fileno()).st_size)
+                self._viewed[info.file] = memoryview(mmap(stream.fileno(), 0, access=ACCESS_READ))
+        return self._viewed[info.file][info.start : info.end]
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Read bytes of a tensor from its file without mapping it; other threads run meanwhile.

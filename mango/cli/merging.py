@@ -46,10 +46,12 @@ def merge(
     """Merge models by YAML documents into checkpoints."""
     from mango import console
     from mango.config import Settings
+    from mango.lazy import defer
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     settings = Settings.from_environ()
     size = _size(max_shard_size)
+    defer("torch")  # weighted sums of ordinary models do without
     gc.disable()  # what the imports make stays; to look through it again and again is a fifth of their time
     from mango.merging import load_documents, merge_all
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mango.checkpoints import MANIFEST_NAME, check_hashes, check_room, size_of
 from mango.checkpoints.writer import DEFAULT_SHARD_BYTES
 from mango.errors import CheckpointError, IntegrityError, MangoError, MergeError
-from mango.merging.devices import parse_devices
+from mango.merging.devices import check_devices
 from mango.merging.document import MergeDocument
 from mango.merging.engine import MergeReport, OnProgress, check_output, merge_plan
 from mango.merging.inputs import ModelValue
@@ -92,7 +92,8 @@ def merge_all(
         MergeError: models do not fit together, or a result has elements that are not finite.
         CheckpointError: a model is damaged, or a result cannot be written; those before it are in their places.
     """
-    devices, planned = parse_devices(device), plan_all(documents, places, models, cache=cache)
+    check_devices(device)
+    planned = plan_all(documents, places, models, cache=cache)
     ready = {name: _local(documents[name], found, models, cache) for name, found in planned.items()}
     work = {name: work_of(found, max_shard_bytes, device) for name, found in ready.items()}
     reports = {}
@@ -110,7 +111,7 @@ def merge_all(
                     work=work[name],
                     max_shard_bytes=max_shard_bytes,
                     threads=threads,
-                    devices=devices,
+                    device=device,
                     on_bytes=meter,
                     remember=True,
                 )
@@ -171,7 +172,6 @@ def merge_into_one(
                         place,
                         work=work[name],
                         threads=threads,
-                        devices=parse_devices("cpu"),
                         on_bytes=meter,
                     )
             reports[name] = replace(report, out=out / name)

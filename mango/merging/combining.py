@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mango.errors import MergeError
-from mango.merging.devices import own_stream, to_cpu
-from mango.merging.outputs import COPY, OutputTensor
+from mango.merging.devices import bytes_ahead, own_stream, to_cpu
+from mango.merging.outputs import COPY, OutputTensor, not_equal, not_finite
+from mango.merging.pipeline import Maker
 from mango.merging.registry import MERGERS, MergeMethod
-from mango.tensors import torch_dtype
+from mango.tensors import item_bytes, torch_dtype
 from mango.tensors.pieces import device_piece_elements, wide_piece_elements
 
 
@@ -60,9 +60,7 @@ def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepare
     if output.method == COPY:
         tensors = tuple(source.load() for _, source in output.sources)
         if any(not torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
-            raise MergeError(
-                f"{output.spec.name}: holds integers that differ between the models, which cannot be merged"
-            )
+            raise not_equal(output)
         return Prepared(output, tensors[:1], None, {}, device)
     method = MERGERS[output.method]
     arguments = _arguments(output, method)
@@ -129,6 +127,43 @@ def merge_piece(ready: Prepared, start: int, end: int) -> torch.Tensor:
         return to_cpu(_finite(output, merged).reshape(-1))
 
 
+class TensorMaker(Maker["torch.Tensor"]):
+    """Makes pieces with torch, tensor by tensor on one device or on several in turn.
+
+    Args:
+        devices: where tensors are computed.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._devices = devices
+
+    def calls(self, output: OutputTensor, index: int) -> Iterator[Callable[[], torch.Tensor]]:
+        """Load a tensor to its device, measure it, and yield calls that make its pieces."""
+        return piece_calls(prepare(output, self._device(index)))
+
+    def held_bytes(self, output: OutputTensor, index: int) -> int:
+        """Return what its inputs hold, which on an accelerator is all of them."""
+        if self._device(index).type == "cpu":
+            return super().held_bytes(output, index)
+        return sum(source.num_elements * item_bytes(source.dtype) for source in output.inputs)
+
+    def room(self, index: int) -> int:
+        """Return how much memory tensors may hold before their turn; of an accelerator, a part of it."""
+        device = self._device(index)
+        return super().room(index) if device.type == "cpu" else bytes_ahead(device)
+
+    def at_once(self, index: int) -> int:
+        """Return how many pieces a thread makes at a time; those of an accelerator are large."""
+        return super().at_once(index) if self._device(index).type == "cpu" else 1
+
+    def view(self, piece: torch.Tensor) -> memoryview:
+        """Return the bytes of a piece on the CPU."""
+        return piece.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+
+    def _device(self, index: int) -> torch.device:
+        return self._devices[index % len(self._devices)]
+
+
 def combine_whole(output: OutputTensor) -> torch.Tensor:
     """Return a merged tensor in its shape."""
     result = torch.empty(output.spec.num_elements, dtype=torch_dtype(output.spec.dtype))
@@ -143,8 +178,5 @@ def combine_whole(output: OutputTensor) -> torch.Tensor:
 def _finite(output: OutputTensor, merged: torch.Tensor) -> torch.Tensor:
     # The least and the largest element are NaN where any is; to find both is several times faster than isfinite().
     if merged.numel() and not all(math.isfinite(float(end)) for end in torch.aminmax(merged)):
-        raise MergeError(
-            f"{output.spec.name}: the result has elements that are not finite in {output.spec.dtype}: a model holds "
-            "NaN or infinity there, or the values are too large for that type (try out_dtype: float32)"
-        )
+        raise not_finite(output)
     return merged

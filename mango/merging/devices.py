@@ -32,6 +32,16 @@ def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+def check_devices(text: str) -> None:
+    """Refuse a text that names no device which is there. That the CPU is there is known without torch.
+
+    Raises:
+        ConfigError: as `parse_devices` does.
+    """
+    if text != "cpu":
+        parse_devices(text)
+
+
 def parse_devices(text: str) -> tuple[torch.device, ...]:
     """Return the devices that a text names.
 

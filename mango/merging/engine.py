@@ -19,12 +19,13 @@ from mango.checkpoints.reader import INDEX_NAME
 from mango.checkpoints.writer import DEFAULT_SHARD_BYTES, check_specs, index_text, shard_names, split_shards
 from mango.errors import CheckpointError, MergeError
 from mango.merging.card import merge_card
-from mango.merging.combining import combine_whole
-from mango.merging.devices import parse_devices
+from mango.merging.combining import TensorMaker, combine_whole
+from mango.merging.devices import check_devices, parse_devices
 from mango.merging.document import MergeDocument
 from mango.merging.estimate import declared_licence
 from mango.merging.inputs import ModelValue
-from mango.merging.pipeline import Lane, compute_threads
+from mango.merging.pipeline import Lane, Maker, compute_threads, merge_threads
+from mango.merging.plain import ArrayMaker, is_plain
 from mango.merging.plan import MergePlan, plan
 from mango.merging.resolved import DOCUMENT_NAME, resolved_yaml
 from mango.merging.settling import bench_of, scratch_bench, settled
@@ -131,7 +132,7 @@ def merge(
         MergeError: the models do not fit together, or the result has elements that are not finite.
         CheckpointError: a model is damaged, or the result cannot be written; an older version is intact.
     """
-    devices = parse_devices(device)
+    check_devices(device)
     ready = plan(document, models, cache=cache)
     check_output(ready, out)
     if ready.unread:
@@ -143,7 +144,7 @@ def merge(
         max_shard_bytes=max_shard_bytes,
         verify_inputs=verify_inputs,
         threads=threads,
-        devices=devices,
+        device=device,
         on_tensor=on_tensor,
         on_bytes=on_bytes,
     )
@@ -157,7 +158,7 @@ def merge_plan(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     verify_inputs: bool = True,
     threads: int | None = None,
-    devices: Sequence[torch.device],
+    device: str = "cpu",
     on_tensor: OnProgress | None = None,
     on_bytes: OnProgress | None = None,
     remember: bool = False,
@@ -171,7 +172,7 @@ def merge_plan(
         max_shard_bytes: see :func:`merge`.
         verify_inputs: see :func:`merge`.
         threads: see :func:`merge`.
-        devices: where tensors are computed, in turn.
+        device: see :func:`merge`.
         on_tensor: see :func:`merge`.
         on_bytes: see :func:`merge`.
         remember: see :func:`mango.merging.workspace.growing_folder`.
@@ -195,8 +196,8 @@ def merge_plan(
         if growing.is_done:
             progress.add(num_resumed, ready.num_bytes)
         else:
-            asked, ready = ready, settled(ready, bench, devices[0])
-            num_resumed = _write_weights(ready, growing, max_shard_bytes, threads, devices, progress)
+            asked, ready = ready, settled(ready, bench, device)
+            num_resumed = _write_weights(ready, growing, max_shard_bytes, threads, device, progress)
             _write_beside(ready, growing.folder)
             if file_states(asked) != work.states:
                 raise CheckpointError(f"{out}: a model was changed while it was merged; start the merge again")
@@ -227,11 +228,11 @@ def merge_tensors(
         ConfigError: the document is wrong.
         MergeError: the models do not fit together, or the result has elements that are not finite.
     """
-    devices = parse_devices(device)
+    check_devices(device)
     ready = plan(document, models, cache=cache, download=True)
     _check_spare_heads(ready)
     with scratch_bench() as bench:
-        return _tensors_of(settled(ready, bench, devices[0]), threads, devices)
+        return _tensors_of(settled(ready, bench, device), threads, parse_devices(device))
 
 
 def _tensors_of(ready: MergePlan, threads: int | None, devices: Sequence[torch.device]) -> dict[str, torch.Tensor]:
@@ -247,7 +248,7 @@ def _tensors_of(ready: MergePlan, threads: int | None, devices: Sequence[torch.d
     with compute_threads(threads) as (pool, count):
         empty = {i for i, output in enumerate(ready.tensors) if output.spec.num_elements == 0}
         full = [i for i in range(len(ready.tensors)) if i not in empty]
-        Lane(pool, count, devices).run(
+        Lane(pool, count, TensorMaker(devices)).run(
             [ready.tensors[i] for i in full], parts.append, lambda position: done(full[position])
         )
         for i in empty:
@@ -299,7 +300,7 @@ def _write_weights(
     growing: Growing,
     max_shard_bytes: int,
     threads: int | None,
-    devices: Sequence[torch.device],
+    device: str,
     progress: _Progress,
 ) -> int:
     """Write the weights and return how many tensors an earlier run had written."""
@@ -323,14 +324,18 @@ def _write_weights(
                     shard.tensor_done(first + index + 1)
                     progress.add(1, specs[first + index].num_bytes)
 
-                lane.run([outputs[spec.name] for spec in specs[first:]], shard.write, done)
+                lane.run(
+                    [outputs[spec.name] for spec in specs[first:]], lambda piece: shard.write(maker.view(piece)), done
+                )
                 shard.finish()
             except BaseException:
                 shard.abandon()
                 raise
 
-    with compute_threads(threads) as (pool, count):
-        lane = Lane(pool, count, devices)
+    plain = device == "cpu" and is_plain(ready.tensors)
+    maker: Maker[Any] = ArrayMaker() if plain else TensorMaker(parse_devices(device))
+    with (merge_threads if plain else compute_threads)(threads) as (pool, count):
+        lane = Lane(pool, count, maker)
         num_lanes = max(1, min(len(shards), count // 2))
         # A thread even for one file: where a deep stack ends a page, Python 3.11 maps and unmaps it at each call.
         with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:

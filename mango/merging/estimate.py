@@ -16,6 +16,7 @@ from mango.errors import MergeError
 from mango.merging.combining import merge_piece, prepare
 from mango.merging.inputs import Input
 from mango.merging.outputs import COPY, OutputTensor
+from mango.merging.plain import BYTES_OF_ELEMENT, PLAIN_BYTES, is_plain, seconds_per_element
 from mango.merging.plan import MergePlan
 from mango.merging.registry import MERGERS
 from mango.merging.tensor_sources import Held, TensorSource
@@ -62,7 +63,8 @@ def estimate(plan: MergePlan, threads: int | None = None) -> Estimate:
         threads: how many threads will merge; as many as there are processors by default.
     """
     count = threads or len(os.sched_getaffinity(0))
-    rates = {method: _seconds_per_element(plan, method) for method in plan.methods}
+    plain = is_plain(plan.tensors)
+    rates = {method: _seconds_per_element(plan, method, plain) for method in plan.methods}
     compute = sum(rates.get(o.method, 1e-9) * o.spec.num_elements for o in plan.tensors) / count
     moved = (plan.read_bytes + plan.num_bytes) / _DISK_BYTES_PER_S
     remote = [model for model in plan.all_inputs() if model.remote]
@@ -74,12 +76,17 @@ def estimate(plan: MergePlan, threads: int | None = None) -> Estimate:
     return Estimate(
         disk_bytes=plan.num_bytes,
         download_bytes=sum(tensor.read_bytes for model in remote for tensor in model.tensors.values()),
-        memory_bytes=_memory(plan, count),
+        memory_bytes=_plain_memory(plan, count) if plain else _memory(plan, count),
         seconds=round(max(compute, moved) + calibration + 0.5, 1),
         calibration_bytes=sum(one.num_bytes for one in plan.measurements),
         calibration_seconds=round(calibration, 1),
         licences={model.key: declared_licence(model) for model in plan.all_inputs()},
     )
+
+
+def _plain_memory(plan: MergePlan, threads: int) -> int:
+    largest = max(output.spec.num_elements for output in plan.tensors)
+    return PLAIN_BYTES + threads * min(largest, wide_piece_elements()) * BYTES_OF_ELEMENT
 
 
 def _memory(plan: MergePlan, threads: int) -> int:
@@ -108,10 +115,12 @@ def _seconds_per_flop() -> float:
     return best / (2 * 512**3)
 
 
-def _seconds_per_element(plan: MergePlan, method: str) -> float:
+def _seconds_per_element(plan: MergePlan, method: str, plain: bool) -> float:
     """Time a method on random numbers in the place of its first large tensor."""
     largest = max((o for o in plan.tensors if o.method == method), key=lambda output: output.spec.num_elements)
     size = min(largest.spec.num_elements, _SAMPLE_ELEMENTS)
+    if plain:
+        return seconds_per_element(largest, size)
     if not size:
         return 0.0
     shape = _small_shape(largest.spec.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -33,7 +33,7 @@ from mango.merging.remote import is_hub_gguf, is_hub_id, open_remote
 from mango.merging.tensor_sources import Held, Remote, Renamed, Stored, TensorSource
 from mango.merging.vocabularies import Vocabulary
 
-ModelValue = ModelSource | Path | str | Mapping[str, torch.Tensor] | torch.nn.Module
+ModelValue: TypeAlias = "ModelSource | Path | str | Mapping[str, torch.Tensor] | torch.nn.Module"
 """Where a named model may be: a place, or its weights themselves."""
 
 _UNTIED = frozenset(
@@ -161,7 +161,7 @@ def open_inputs(
 def _open(text: str, models: Mapping[str, ModelValue], cache: Path | None, download: bool) -> Input:
     reference = parse_reference(text, models)
     value = models.get(reference.model, reference.model)
-    if isinstance(value, Mapping | torch.nn.Module):
+    if not isinstance(value, ModelSource | Path | str):
         opened = _from_memory(text, value)
     else:
         source = value if isinstance(value, ModelSource) else ModelSource(source=str(value))

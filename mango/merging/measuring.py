@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mango.checkpoints import TensorSpec, check_room, sha256_file, write_file
 from mango.checkpoints.failures import writing
@@ -209,7 +208,7 @@ def with_statistics(output: OutputTensor, measurement: Callable[[Statistic, str]
 
 
 def add_fishers(
-    model: nn.Module,
+    model: torch.nn.Module,
     sequences: list[torch.Tensor],
     totals: Mapping[str, torch.Tensor],
     on_step: OnStep | None = None,
@@ -266,7 +265,7 @@ def add_fishers(
 
 
 def add_grams(
-    model: nn.Module,
+    model: torch.nn.Module,
     sequences: list[torch.Tensor],
     totals: Mapping[str, torch.Tensor],
     on_step: OnStep | None = None,
@@ -286,8 +285,8 @@ def add_grams(
         Jin et al. (2022), arXiv:2212.09849, section 4.
     """
 
-    def hook(total: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...], Any], None]:
-        def add(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: Any) -> None:
+    def hook(total: torch.Tensor) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], Any], None]:
+        def add(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _output: Any) -> None:
             rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).to(total.dtype)
             total.add_((rows.T @ rows).to(total.device))
 
@@ -309,7 +308,7 @@ def add_grams(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for a while."""
     training = model.training
     model.eval()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from mango.checkpoints import TensorSpec
@@ -18,7 +19,7 @@ from mango.merging.names import Place, is_embedding, is_head
 from mango.merging.registry import MERGERS, MergeMethod
 from mango.merging.settings import evaluate
 from mango.merging.tensor_sources import Renamed, TensorSource, Zeros
-from mango.tensors import dtype_name, parse_dtype, tensor_seed
+from mango.tensors import floating_name, tensor_seed
 
 _MERGEABLE = {"F64", "F32", "F16", "BF16"}
 COPY = "copy"
@@ -51,6 +52,19 @@ class OutputTensor:
     def inputs(self) -> list[TensorSource]:
         """Every tensor that is read for it."""
         return [source for _, source in (*self.sources, *(() if self.base is None else (self.base,)))]
+
+
+def not_finite(output: OutputTensor) -> MergeError:
+    """Return the error for a result that has elements which are NaN or infinite in its type."""
+    return MergeError(
+        f"{output.spec.name}: the result has elements that are not finite in {output.spec.dtype}: a model holds "
+        "NaN or infinity there, or the values are too large for that type (try out_dtype: float32)"
+    )
+
+
+def not_equal(output: OutputTensor) -> MergeError:
+    """Return the error for integers that would have to be equal in all models."""
+    return MergeError(f"{output.spec.name}: holds integers that differ between the models, which cannot be merged")
 
 
 def plan_outputs(
@@ -222,7 +236,7 @@ class _Outputs:
     def _written(self, source: TensorSource) -> str:
         if source.kept_dtype not in _MERGEABLE:
             return source.kept_dtype
-        return dtype_name(parse_dtype(self._word)) if self._word else source.kept_dtype
+        return floating_name(self._word) if self._word else source.kept_dtype
 
     def _arguments(
         self, place: Place, group: Group, method_name: str, method: MergeMethod, order: list[str]
@@ -266,15 +280,24 @@ class _Outputs:
         }
         if not method.elementwise:
             return arguments
-        empty = torch.empty(0)
-        extra: dict[str, Any] = {"base": empty} if method.base == "reference" else {}
-        if method.random:
-            extra["seeds"] = tuple(range(len(models)))
-        if method.statistics is not None:
-            extra[method.statistics] = [empty] * len(models)
         try:
-            method.combine([empty] * len(models), **extra, **arguments)
+            _try(method, len(models), arguments)
         except MergeError as error:
             self.problems.append(f"{name}: {error}")
             return None
         return arguments
+
+
+def _try(method: MergeMethod, num_models: int, arguments: Mapping[str, Any]) -> None:
+    """Call a method on no elements, to learn whether it refuses its arguments."""
+    if method.shares is not None:
+        nothing = [np.empty(0)] * num_models
+        method.shares(**arguments, **({} if method.measure is None else method.measure(nothing, **arguments)))
+        return
+    empty = torch.empty(0)
+    extra: dict[str, Any] = {"base": empty} if method.base == "reference" else {}
+    if method.random:
+        extra["seeds"] = tuple(range(num_models))
+    if method.statistics is not None:
+        extra[method.statistics] = [empty] * num_models
+    method.combine([empty] * num_models, **extra, **arguments)

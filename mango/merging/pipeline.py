@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from typing import Generic, TypeVar
 
 import torch
 
-from mango.merging.combining import Prepared, merge_piece, piece_calls, prepare
-from mango.merging.devices import bytes_ahead
 from mango.merging.outputs import OutputTensor
-from mango.tensors import item_bytes
 from mango.tensors.pieces import PIECE_ELEMENTS
+
+Piece = TypeVar("Piece")
+Call = Callable[[], Piece]
 
 KEPT_BYTES = 2**22
 """Memory that may stay with the allocator for the next pieces."""
@@ -33,6 +35,60 @@ PIECES_AT_ONCE = 4
 """Pieces that a thread merges before the next thread is told: waking one costs more than a small piece."""
 
 
+class Maker(ABC, Generic[Piece]):
+    """Makes the pieces of merged tensors; several threads ask it at the same time."""
+
+    @abstractmethod
+    def calls(self, output: OutputTensor, index: int) -> Iterator[Call[Piece]]:
+        """Load what a tensor is made of, and yield calls that make its pieces, in order.
+
+        Args:
+            output: the tensor.
+            index: its number among all, which may decide where it is made.
+
+        Raises:
+            MergeError: it cannot be merged; a call raises it too, where elements are not finite.
+        """
+
+    def held_bytes(self, output: OutputTensor, index: int) -> int:
+        """Return the memory that a tensor holds until its last piece is made."""
+        del index
+        return sum(source.held_bytes for source in output.inputs)
+
+    def room(self, index: int) -> int:
+        """Return how much memory tensors may hold that are prepared before their turn."""
+        del index
+        return HELD_BYTES_AHEAD
+
+    def at_once(self, index: int) -> int:
+        """Return how many pieces a thread makes before the next thread is told."""
+        del index
+        return PIECES_AT_ONCE
+
+    @abstractmethod
+    def view(self, piece: Piece) -> memoryview:
+        """Return the bytes of a piece."""
+
+
+@contextmanager
+def merge_threads(count: int | None) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Open threads that merge.
+
+    Args:
+        count: how many; as many as this process has processors by default.
+
+    Yields:
+        The pool and the number of its threads.
+    """
+    count = count or len(os.sched_getaffinity(0))
+    _keep_freed_memory()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="mango-merge")
+    try:
+        yield pool, count
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 @contextmanager
 def compute_threads(count: int | None) -> Iterator[tuple[ThreadPoolExecutor, int]]:
     """Open threads that merge, and set torch to one thread for each operation meanwhile.
@@ -46,15 +102,12 @@ def compute_threads(count: int | None) -> Iterator[tuple[ThreadPoolExecutor, int
     Yields:
         The pool and the number of its threads.
     """
-    count = count or len(os.sched_getaffinity(0))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    _keep_freed_memory()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="mango-merge")
     try:
-        yield pool, count
+        with merge_threads(count) as opened:
+            yield opened
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
 
 
@@ -67,29 +120,27 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_ARENA_MAX, 1)  # else each thread keeps buffers of its own
 
 
-class Lane:
+class Lane(Generic[Piece]):
     """Merges tensors in their order, with the work of several of them and of their pieces done at the same time.
 
     Args:
         pool: threads that compute.
         num_threads: how many they are.
-        devices: where tensors are computed, in turn.
+        maker: what computes.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, num_threads: int, devices: Sequence[torch.device]) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, num_threads: int, maker: Maker[Piece]) -> None:
         self._pool = pool
         self._window = 2 * num_threads + 2
         self._ahead = num_threads + 1
-        self._devices = devices
+        self._maker = maker
         self._is_stopped = False
 
     def stop(self) -> None:
         """Let every thread that runs tensors end at its next piece."""
         self._is_stopped = True
 
-    def run(
-        self, outputs: Sequence[OutputTensor], write: Callable[[torch.Tensor], None], done: Callable[[int], None]
-    ) -> None:
+    def run(self, outputs: Sequence[OutputTensor], write: Callable[[Piece], None], done: Callable[[int], None]) -> None:
         """Merge tensors.
 
         Args:
@@ -100,7 +151,7 @@ class Lane:
         Raises:
             CancelledError: it was stopped.
         """
-        pending: deque[Future[list[torch.Tensor]] | int] = deque()
+        pending: deque[Future[list[Piece]] | int] = deque()
 
         def drain(down_to: int) -> None:
             while len(pending) > down_to:
@@ -117,41 +168,38 @@ class Lane:
             if isinstance(ready, Future):
                 pending.append(ready)
             else:
-                calls = piece_calls(ready)
-                while some := list(islice(calls, PIECES_AT_ONCE if ready.device.type == "cpu" else 1)):
-                    pending.append(self._pool.submit(_called, some))
+                while some := list(islice(ready, self._maker.at_once(index))):
+                    pending.append(self._pool.submit(_made, some))
                     drain(self._window)
             pending.append(index)
             drain(2 * self._window)
         drain(0)
 
-    def _prepared(self, outputs: Sequence[OutputTensor]) -> Iterator[tuple[int, Prepared | Future[list[torch.Tensor]]]]:
+    def _prepared(
+        self, outputs: Sequence[OutputTensor]
+    ) -> Iterator[tuple[int, Iterator[Call[Piece]] | Future[list[Piece]]]]:
         """Yield tensors that are ready for their pieces, or the result of small ones, in order."""
-        waiting: deque[tuple[int, Future[Prepared] | Future[list[torch.Tensor]], bool, int]] = deque()
+        waiting: deque[tuple[int, Future[Iterator[Call[Piece]]] | Future[list[Piece]], bool, int]] = deque()
         held = 0
         for index, output in enumerate(outputs):
-            device = self._devices[index % len(self._devices)]
             small = output.spec.num_elements <= PIECE_ELEMENTS
-            on_cpu = device.type == "cpu"
-            cost = sum(s.held_bytes if on_cpu else s.num_elements * item_bytes(s.dtype) for s in output.inputs)
-            most = HELD_BYTES_AHEAD if on_cpu else bytes_ahead(device)
-            while waiting and (len(waiting) >= self._ahead or held + cost > most):
+            cost = self._maker.held_bytes(output, index)
+            while waiting and (len(waiting) >= self._ahead or held + cost > self._maker.room(index)):
                 number, future, whole, its_cost = waiting.popleft()
                 held -= its_cost
                 yield number, (future if whole else future.result())  # type: ignore[misc]
             if small:
-                waiting.append((index, self._pool.submit(_whole, output, device), True, cost))
+                waiting.append((index, self._pool.submit(self._whole, output, index), True, cost))
             else:
-                waiting.append((index, self._pool.submit(prepare, output, device), False, cost))
+                waiting.append((index, self._pool.submit(self._maker.calls, output, index), False, cost))
             held += cost
         while waiting:
             number, future, whole, _ = waiting.popleft()
             yield number, (future if whole else future.result())  # type: ignore[misc]
 
+    def _whole(self, output: OutputTensor, index: int) -> list[Piece]:
+        return _made(self._maker.calls(output, index))
 
-def _called(calls: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+
+def _made(calls: Iterable[Call[Piece]]) -> list[Piece]:
     return [call() for call in calls]
-
-
-def _whole(output: OutputTensor, device: torch.device) -> list[torch.Tensor]:
-    return [merge_piece(prepare(output, device), 0, output.spec.num_elements)]

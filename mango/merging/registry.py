@@ -13,7 +13,7 @@ from mango.registry import Registry
 
 BaseRole = Literal["none", "optional", "reference", "start"]
 Statistic = Literal["fishers", "grams"]
-Combine = Callable[..., torch.Tensor]
+Combine = Callable[..., "torch.Tensor"]
 Measure = Callable[..., Mapping[str, Any]]
 F = TypeVar("F", bound=Combine)
 
@@ -30,6 +30,19 @@ class Learned:
 
     parameter: str
     directions: Callable[..., list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a weighted sum is made.
+
+    Attributes:
+        coefficients: of the base, where the method compares with one, and of each tensor.
+        divisor: what their sum is divided by.
+    """
+
+    coefficients: tuple[float, ...]
+    divisor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,9 @@ class MergeMethod:
         statistics: it takes a tuple under this name, for each model what calibration found for this tensor, or None:
             ``"fishers"``, the diagonal Fisher information, of the tensor's shape (flat pieces in step with it when
             elementwise); ``"grams"``, ``[width_in, width_in]`` Gram matrices of a linear layer's inputs.
+        shares: of a method whose result is a weighted sum of base and tensors: ``shares(**arguments)`` returns its
+            coefficients. Such sums are made without torch where they can be, and ``measure`` then gets flat arrays
+            (see :mod:`mango.tensors.arrays`) instead of tensors.
         learned: the parameter that calibration text teaches where a document names some.
         without_effect: parameters that mergekit's documents may give this method and that change nothing: read, and
             noted.
@@ -79,6 +95,7 @@ class MergeMethod:
     elementwise: bool = False
     random: bool = False
     statistics: Statistic | None = None
+    shares: Callable[..., Shares] | None = None
     learned: Learned | None = None
     without_effect: frozenset[str] = frozenset()
 
@@ -104,6 +121,7 @@ def merge_method(
     elementwise: bool = False,
     random: bool = False,
     statistics: Statistic | None = None,
+    shares: Callable[..., Shares] | None = None,
     learned: Learned | None = None,
     without_effect: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
@@ -121,6 +139,7 @@ def merge_method(
         elementwise: whether it can be applied to pieces.
         random: whether it takes seeds.
         statistics: what calibration must find for it.
+        shares: its coefficients, if it is a weighted sum.
         learned: which parameter calibration text can teach.
         without_effect: parameters that are read and change nothing.
 
@@ -140,6 +159,7 @@ def merge_method(
             elementwise=elementwise,
             random=random,
             statistics=statistics,
+            shares=shares,
             learned=learned,
             without_effect=frozenset(without_effect),
         )

@@ -11,7 +11,7 @@ from mango.checkpoints.documents import read_json
 from mango.checkpoints.sources import hub_errors
 from mango.errors import CheckpointError
 from mango.merging.tensor_sources import Remote, Stored, TensorSource
-from mango.tensors import DTYPES
+from mango.tensors import ITEM_BYTES
 
 _SMALL_FILES = [
     "*config.json",
@@ -62,7 +62,7 @@ def open_remote(source: ModelSource, cache: Path | None) -> tuple[Path, dict[str
     tensors: dict[str, TensorSource] = {}
     for metadata in found.files_metadata.values():
         for name, info in metadata.tensors.items():
-            if info.dtype not in DTYPES:
+            if info.dtype not in ITEM_BYTES:
                 raise CheckpointError(f"{source.source}: {name!r} has element type {info.dtype!r}, which is not known")
             start, end = info.data_offsets
             tensors[name] = Remote(name, info.dtype, tuple(info.shape), end - start)

@@ -11,7 +11,7 @@ from mango.merging.document import MergeDocument
 from mango.merging.inputs import Input
 from mango.merging.layers import Cut
 from mango.merging.names import count_keys, module_of
-from mango.tensors import dtype_name, parse_dtype, torch_dtype
+from mango.tensors import floating_name, torch_name
 
 _DROPPED = ("_name_or_path", "quantization_config")
 
@@ -55,7 +55,7 @@ def result_config(
     word = document.out_dtype or document.dtype
     if word is not None:
         config.pop("torch_dtype", None)
-        config["dtype"] = str(torch_dtype(dtype_name(parse_dtype(word)))).removeprefix("torch.")
+        config["dtype"] = torch_name(floating_name(word))
     return config
 
 

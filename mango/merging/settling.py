@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from mango import console
+from mango.merging.devices import parse_devices
 from mango.merging.plan import MergePlan, plan_with
 
 
@@ -43,14 +44,14 @@ def scratch_bench() -> Iterator[Path]:
         yield Path(folder)
 
 
-def settled(ready: MergePlan, bench: Path, device: torch.device | str) -> MergePlan:
+def settled(ready: MergePlan, bench: Path, device: str) -> MergePlan:
     """Measure what a plan needs to know of its models, and find the values that calibration text decides.
 
     Args:
         ready: the plan, with all weights on this machine.
         bench: folder where everything that was measured is kept; what an earlier run has left there is not measured
             again.
-        device: where models run.
+        device: what names where tensors are computed; models run on the first of these places.
 
     Returns:
         The plan with its values fixed; the same one where text decides nothing.
@@ -62,15 +63,16 @@ def settled(ready: MergePlan, bench: Path, device: torch.device | str) -> MergeP
     if not ready.measurements and ready.quest is None:
         return ready
     bench.mkdir(exist_ok=True)
-    _measure(ready, bench, device)
+    first = parse_devices(device)[0]
+    _measure(ready, bench, first)
     if ready.quest is None:
         return ready
-    found = plan_with(ready.quest.solve(bench, device), ready.inputs)
-    _measure(found, bench, device)
+    found = plan_with(ready.quest.solve(bench, first), ready.inputs)
+    _measure(found, bench, first)
     return found
 
 
-def _measure(ready: MergePlan, bench: Path, device: torch.device | str) -> None:
+def _measure(ready: MergePlan, bench: Path, device: torch.device) -> None:
     for number, one in enumerate(ready.measurements):
         with console.Meter(f"measure {one.kind} of {one.key}") as meter:
             one.run(bench / f"{number}-{one.kind}.bin", device, meter)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
 from mango.checkpoints import TensorSpec
 from mango.checkpoints.hashing import Hasher
 from mango.checkpoints.sealing import remember_hashes, start_writing
@@ -39,7 +37,7 @@ class Shard:
         self._hasher = Hasher()
         self._position = 0
         self._started = 0
-        self._batch: list[torch.Tensor | int] = []
+        self._batch: list[memoryview | int] = []
         self._batch_bytes = 0
         self._hashed: Future[None] | None = None
         self._marked_s = 0.0
@@ -79,11 +77,11 @@ class Shard:
         self._position = self._started = mark.position
         return mark.num_tensors
 
-    def write(self, piece: torch.Tensor) -> None:
-        """Append a flat piece of the tensor whose turn it is."""
-        if piece.numel():
+    def write(self, piece: memoryview) -> None:
+        """Append the bytes of a piece of the tensor whose turn it is."""
+        if len(piece):
             self._batch.append(piece)
-            self._batch_bytes += piece.numel() * piece.element_size()
+            self._batch_bytes += len(piece)
             if self._batch_bytes >= _BATCH_BYTES:
                 self._flush()
 
@@ -95,8 +93,7 @@ class Shard:
 
     def _flush(self) -> None:
         """Write the batch, and let it be hashed while the next one is made."""
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
-        parts = [part if isinstance(part, int) else _bytes_of(part) for part in batch]
+        parts, self._batch, self._batch_bytes = self._batch, [], 0
         before = self._position
         self._write([part for part in parts if not isinstance(part, int)])
         self._wait()
@@ -146,7 +143,3 @@ class Shard:
     def abandon(self) -> None:
         """Close the file after an error."""
         os.close(self._descriptor)
-
-
-def _bytes_of(piece: torch.Tensor) -> memoryview:
-    return piece.detach().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mango.lazy import lazily
-from mango.tensors.names import ITEM_BYTES, floating_name, item_bytes
+from mango.tensors.names import ITEM_BYTES, floating_name, item_bytes, torch_name
 
 if TYPE_CHECKING:
     from mango.tensors.angles import Angle, measure_angle
-    from mango.tensors.dtypes import DTYPES, dtype_name, parse_dtype, torch_dtype
+    from mango.tensors.dtypes import dtype_name, parse_dtype, torch_dtype
     from mango.tensors.procrustes import ProcrustesFit
     from mango.tensors.randomness import keep_at_random, random_words, tensor_seed, uniform
     from mango.tensors.ridge import RidgeFit
@@ -20,7 +20,7 @@ else:
         __name__,
         {
             "Angle measure_angle": "angles",
-            "DTYPES dtype_name parse_dtype torch_dtype": "dtypes",
+            "dtype_name parse_dtype torch_dtype": "dtypes",
             "keep_at_random random_words tensor_seed uniform": "randomness",
             "ProcrustesFit": "procrustes",
             "RidgeFit": "ridge",
@@ -30,7 +30,6 @@ else:
     )
 
 __all__ = [
-    "DTYPES",
     "ITEM_BYTES",
     "Angle",
     "Kept",
@@ -49,5 +48,6 @@ __all__ = [
     "random_words",
     "tensor_seed",
     "torch_dtype",
+    "torch_name",
     "uniform",
 ]

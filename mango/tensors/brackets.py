@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 
 _DEVIATIONS = 4  # standard deviations of a sample's rank on each side
 
-Count = int | torch.Tensor
+Count: TypeAlias = "int | torch.Tensor"
 """How many there are; on an accelerator a tensor, which is waited for when it is needed."""
 
 

@@ -4,28 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mango.tensors.names import floating_name
+from mango.tensors.names import ITEM_BYTES, floating_name, torch_name
 
-DTYPES: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "F32": torch.float32,
-    "I64": torch.int64,
-    "U64": torch.uint64,
-    "F64": torch.float64,
-}
-"""The element types of safetensors that Mango reads and writes, with those of torch."""
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {torch_name(name): name for name in ITEM_BYTES}
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -34,7 +15,7 @@ def torch_dtype(name: str) -> torch.dtype:
     Raises:
         KeyError: the name stands for no type that Mango reads.
     """
-    return DTYPES[name]
+    return getattr(torch, torch_name(name))  # type: ignore[no-any-return]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -43,7 +24,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     Raises:
         KeyError: safetensors files cannot hold the type.
     """
-    return _NAMES[dtype]
+    return _NAMES[str(dtype).removeprefix("torch.")]
 
 
 def parse_dtype(word: str) -> torch.dtype:
@@ -52,4 +33,4 @@ def parse_dtype(word: str) -> torch.dtype:
     Raises:
         KeyError: the word names no floating point type.
     """
-    return DTYPES[floating_name(word)]
+    return torch_dtype(floating_name(word))

@@ -35,6 +35,33 @@ FLOATING_WORDS = {
 }
 """The floating point type that a word means, as safetensors calls it."""
 
+_TORCH_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F64": "float64",
+}
+
+
+def torch_name(name: str) -> str:
+    """Return what torch, and configurations of models, call a safetensors type: ``"bfloat16"`` for ``"BF16"``.
+
+    Raises:
+        KeyError: the name stands for no type that Mango reads.
+    """
+    return _TORCH_NAMES[name]
+
 
 def item_bytes(name: str) -> int:
     """Return the size in bytes of one element of a safetensors type.

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ _SAMPLES = 1 << 15  # at least, and one element of
 _SAMPLED = 256
 _SMALL = 1 << 16  # elements of a tensor that is sorted as a whole
 
-Magnitude = Callable[[list[torch.Tensor], int, int], torch.Tensor]
+Magnitude: TypeAlias = "Callable[[list[torch.Tensor], int, int], torch.Tensor]"
 """``magnitude(parts, first, step)``: the flat float64 magnitudes, none negative, of the elements at the flat positions
 ``first``, ``first + step``, ... of the tensors that the parts are of."""
 

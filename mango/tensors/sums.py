@@ -26,7 +26,9 @@ def weighted_sum(
         divisor: what the sum is divided by at the end.
 
     Returns:
-        A tensor of that shape. A tensor whose coefficient is 0 counts too, so that a NaN in it shows.
+        A tensor of that shape. A tensor whose coefficient is 0 counts too, so that a NaN in it shows. Products are
+        rounded before they are added, and not fused with the sum, so that every device returns the same bits, as does
+        :func:`mango.tensors.arrays.sum_arrays`.
     """
     if not tensors:
         raise AssertionError("a sum of no tensors has no shape")
@@ -39,7 +41,7 @@ def weighted_sum(
             elif isinstance(coefficient, torch.Tensor):
                 result.addcmul_(wide.copy_(tensor), coefficient)
             else:
-                result.add_(wide.copy_(tensor), alpha=coefficient)
+                result.add_(wide.copy_(tensor).mul_(coefficient))
         if divisor != 1.0:
             result.div_(divisor)
         return result.to(dtype, copy=True)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mango.config import Frozen
 from mango.merging.methods.weights import weight_total
-from mango.merging.registry import merge_method
+from mango.merging.registry import Shares, merge_method
 from mango.tensors.sums import weighted_sum
 
 
@@ -20,7 +20,13 @@ class LinearParams(Frozen):
     normalize: bool = Field(True, description="divide by the sum of the weights")
 
 
-@merge_method("linear", LinearParams, base="none", per_model=("weight",), required=("weight",), elementwise=True)
+def _shares(*, weight: Sequence[float], normalize: bool = True) -> Shares:
+    return Shares(tuple(weight), weight_total("linear", weight) if normalize else 1.0)
+
+
+@merge_method(
+    "linear", LinearParams, base="none", per_model=("weight",), required=("weight",), shares=_shares, elementwise=True
+)
 def linear(
     tensors: Sequence[torch.Tensor],
     *,
@@ -45,5 +51,5 @@ def linear(
     Source:
         Wortsman et al., "Model soups" (2022), arXiv:2203.05482, section 2.
     """
-    total = weight_total("linear", weight) if normalize else 1.0
-    return weighted_sum(tensors, weight, dtype or tensors[0].dtype, divisor=total)
+    shares = _shares(weight=weight, normalize=normalize)
+    return weighted_sum(tensors, shares.coefficients, dtype or tensors[0].dtype, divisor=shares.divisor)

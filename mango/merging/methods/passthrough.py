@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from mango.config import Frozen
-from mango.merging.registry import merge_method
+from mango.merging.registry import Shares, merge_method
 
 
 class PassthroughParams(Frozen):
@@ -17,7 +17,19 @@ class PassthroughParams(Frozen):
     scale: float | None = Field(None, description="what the tensors are multiplied with")
 
 
-@merge_method("passthrough", PassthroughParams, base="none", per_model=("scale",), num_models=1, elementwise=True)
+def _shares(*, scale: Sequence[float | None]) -> Shares:
+    return Shares(tuple(1.0 if factor is None else factor for factor in scale))
+
+
+@merge_method(
+    "passthrough",
+    PassthroughParams,
+    base="none",
+    per_model=("scale",),
+    num_models=1,
+    shares=_shares,
+    elementwise=True,
+)
 def passthrough(
     tensors: Sequence[torch.Tensor], *, scale: Sequence[float | None] = (None,), dtype: torch.dtype | None = None
 ) -> torch.Tensor:

@@ -10,8 +10,9 @@ import torch
 from pydantic import Field
 
 from mango.config import Frozen
-from mango.merging.registry import merge_method
+from mango.merging.registry import Shares, merge_method
 from mango.tensors import Angle, measure_angle
+from mango.tensors.arrays import Array
 from mango.tensors.sums import weighted_sum
 
 COLINEAR_RADIANS = 1e-4
@@ -40,11 +41,24 @@ def arc_shares(radians: float, t: float) -> tuple[float, float]:
     return math.sin((1 - t) * radians) / math.sin(radians), math.sin(t * radians) / math.sin(radians)
 
 
-def _measure(tensors: Sequence[torch.Tensor], **_: Any) -> dict[str, Angle]:
+def _measure(tensors: Sequence[torch.Tensor | Array], **_: Any) -> dict[str, Angle]:
     return {"angle": measure_angle(tensors[0], tensors[1])}
 
 
-@merge_method("slerp", SlerpParams, base="start", required=("t",), num_models=2, measure=_measure, elementwise=True)
+def _shares(*, t: float, angle: Angle) -> Shares:
+    return Shares(arc_shares(angle.radians, t))
+
+
+@merge_method(
+    "slerp",
+    SlerpParams,
+    base="start",
+    required=("t",),
+    num_models=2,
+    measure=_measure,
+    shares=_shares,
+    elementwise=True,
+)
 def slerp(
     tensors: Sequence[torch.Tensor],
     *,
@@ -72,5 +86,5 @@ def slerp(
     Source:
         Shoemake, "Animating rotation with quaternion curves" (1985), section 3.3.
     """
-    shares = arc_shares((angle or measure_angle(tensors[0], tensors[1])).radians, t)
-    return weighted_sum(tensors, shares, dtype or tensors[0].dtype)
+    shares = _shares(t=t, angle=angle or measure_angle(tensors[0], tensors[1]))
+    return weighted_sum(tensors, shares.coefficients, dtype or tensors[0].dtype)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mango.merging.methods.consensus import ChangeParams
 from mango.merging.methods.weights import change_total
-from mango.merging.registry import merge_method
+from mango.merging.registry import Shares, merge_method
 from mango.tensors.sums import weighted_sum
 
 
@@ -20,12 +20,19 @@ class TaskArithmeticParams(ChangeParams):
     lambda_: float = Field(1.0, alias="lambda", description="scale of the sum; 0.3 to 0.6 is usual for several models")
 
 
+def _shares(*, weight: Sequence[float], normalize: bool = False, lambda_: float = 1.0) -> Shares:
+    scale = lambda_ / (change_total("task_arithmetic", weight) if normalize else 1.0)
+    own = [w * scale for w in weight]
+    return Shares((1.0 - sum(own), *own))
+
+
 @merge_method(
     "task_arithmetic",
     TaskArithmeticParams,
     base="reference",
     per_model=("weight",),
     required=("weight",),
+    shares=_shares,
     elementwise=True,
     without_effect=("density", "rescale"),
 )
@@ -57,6 +64,5 @@ def task_arithmetic(
     Source:
         Ilharco et al., "Editing Models with Task Arithmetic" (2023), arXiv:2212.04089, section 2.
     """
-    scale = lambda_ / (change_total("task_arithmetic", weight) if normalize else 1.0)
-    shares = [w * scale for w in weight]
-    return weighted_sum([base, *tensors], [1.0 - sum(shares), *shares], dtype or base.dtype)
+    shares = _shares(weight=weight, normalize=normalize, lambda_=lambda_)
+    return weighted_sum([base, *tensors], shares.coefficients, dtype or base.dtype)
