@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -111,6 +112,16 @@ def build_meta(
     assert isinstance(model, PreTrainedModel)
     model.train(False)
     return model
+
+
+def is_unsaved(model: PreTrainedModel, name: str) -> bool:
+    """Tell whether a tensor is in no checkpoint, since the model's constructor computes it.
+
+    Args:
+        model: the model.
+        name: of one of its tensors.
+    """
+    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_save or ())
 
 
 def run_meta(model: PreTrainedModel, *, length: int = 4) -> Any:

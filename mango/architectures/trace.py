@@ -120,6 +120,9 @@ def tracing(root: nn.Module) -> Iterator[Trace]:
 
     def enter(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is root:  # what an earlier attempt left that failed on its way
+                trace.calls.clear()
+                stack.clear()
             shape = _shape(args) or _shape(kwargs)
             call = Call(path, tuple(open_call.path for open_call in stack), shape)
             if id(module) in listed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap, build_meta, describe
 from mango.architectures.handlers import handler_for
+from mango.architectures.meta import is_unsaved
 from mango.architectures.screening import unknown_type
 from mango.blocks.conversion import Conversion, plan
 from mango.blocks.quick import Layout
@@ -161,7 +161,6 @@ def _match(
     used: set[str] = {stored for conversion in conversions for _, stored in conversion.sources}
     computed = {name: shape for conversion in conversions for name, shape in conversion.shapes.items()}
     missing: list[str] = []
-    unsaved = set(model._keys_to_ignore_on_save or ())  # tables that the model's constructor computes
     for names in groups.values():
         made = next((name for name in names if name in computed), None)
         if made is not None:
@@ -175,7 +174,7 @@ def _match(
         stored = [place for name in names if (place := _place(names_in_file, name, components)) is not None]
         used.update(stored)
         if not stored:
-            if not any(re.search(pattern, name) for pattern in unsaved for name in names):
+            if not any(is_unsaved(model, name) for name in names):
                 missing.append(names[0])
             continue
         _refuse_different(checkpoint, stored)

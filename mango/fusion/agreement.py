@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 from mango.architectures import ComponentMap, capture_block_calls, describe
 from mango.architectures.capture import BlockCall, block_list
 from mango.architectures.handlers import handler_for
-from mango.architectures.meta import MODEL_FAILURES
+from mango.architectures.meta import MODEL_FAILURES, is_unsaved
 from mango.architectures.tasks import SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError
@@ -91,15 +91,33 @@ def _open(
     for index in range(parts.num_blocks):
         prefix = parts.block_prefix(index)
         tensors |= {f"{prefix}{key}": value for key, value in store.block_tensors(name, index).items()}
-    if parts.tied:
-        tensors[f"{parts.head}.weight"] = tensors[f"{parts.embeddings}.weight"]
-    for name, other in model.all_tied_weights_keys.items():  # such as two names of a head's bias
+    ties = model.all_tied_weights_keys  # such as those of head and embedding, or of two names of a head's bias
+    for tied, other in ties.items():
+        if tied in tensors:
+            tensors.setdefault(other, tensors[tied])
+    for tied, other in ties.items():
         if other in tensors:
-            tensors.setdefault(name, tensors[other])
+            tensors.setdefault(tied, tensors[other])
+    if parts.tied:
+        tensors.setdefault(f"{parts.head}.weight", tensors[f"{parts.embeddings}.weight"])
     values = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-    model.load_state_dict(values, strict=True, assign=True)
+    missing, surplus = model.load_state_dict(values, strict=False, assign=True)
+    stored = [key for key in missing if not is_unsaved(model, key)]
+    if stored or surplus:
+        raise ArchitectureError(f"{name!r}: the store lacks {stored}, and has {surplus} beside what the model has")
+    for path in sorted({key.rpartition(".")[0] for key in missing}):
+        module = model.get_submodule(path).to_empty(device="cpu")
+        _owner(model, path)._init_weights(module)
+        module.to(dtype)
     model.train(False)
     return model
+
+
+def _owner(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """Return the innermost model that a module is in, which knows how the module starts."""
+    parts = path.split(".")
+    inside = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts) - 1, 0, -1))
+    return next((found for found in inside if isinstance(found, PreTrainedModel)), model)
 
 
 def _refuse_inner_states(base: nn.Module, num_rows: int) -> None:

@@ -10,17 +10,18 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from mango.architectures import ComponentMap, build_meta, describe
+from mango.architectures.meta import is_unsaved
 from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, MASKED, SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
 from mango.fusion.configuration import MolConfig
 from mango.fusion.core import TRAINED, MolPreTrainedModel, source_configs
-from mango.fusion.expert import FusedExpert, Shells
+from mango.fusion.expert import FusedExpert
 from mango.fusion.heads import HEADS
-from mango.fusion.layout import Layout, make_layout
+from mango.fusion.layout import make_layout
+from mango.fusion.names import canonical, true_names
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
-from mango.fusion.seq2seq_shells import canonical, true_names
 from mango.fusion.tasks import IMAGES, SOURCE_TASKS, task_of_source
 
 
@@ -85,15 +86,12 @@ def build_fused(
         torch.manual_seed(seed)
         with torch.device("meta"):
             skeleton = head(config)
-        if head.shells.encoder is None:
-            weights = _weights(store, layout, maps, head.shells)
-        else:
-            weights = _weights_by_name(store, skeleton, maps)
+        weights, computed = _weights(store, skeleton, configs, maps)
         wanted = set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys)
         ours = {name for name in wanted if _is_trained(name)}
-        missing, surplus = sorted(wanted - ours - set(weights)), sorted(set(weights) - wanted)
-        if missing or surplus:
-            raise ArchitectureError(f"the stored blocks do not make the model: missing {missing}, surplus {surplus}")
+        missing = sorted(wanted - ours - set(weights) - computed)
+        if missing:
+            raise ArchitectureError(f"the stored blocks do not make the model: missing {missing}")
         model = head(config)
         # Only what a checkpoint holds: tables of positions keep the precision that they are computed in.
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -226,54 +224,36 @@ def _check_tokenizers(store: BlockStore, fusion: FusionParams, names: list[str])
             )
 
 
-def _weights(store: BlockStore, layout: Layout, maps: dict[str, ComponentMap], shells: Shells) -> dict[str, Tensor]:
-    """Return every tensor of the source models under its name in the fused model."""
-    out: dict[str, Tensor] = {}
-    last = layout.num_positions
-    for number, expert in enumerate(layout.experts):
-        parts = maps[expert.source]
-        root = f"experts.{number}"
-        for index, span in enumerate(expert.spans):
-            for block in range(span.start, span.stop):
-                for name, tensor in store.block_tensors(expert.source, block).items():
-                    out[f"{root}.bodies.{index}.base.{parts.blocks}.{block - span.start}.{name}"] = tensor
-        first = expert.spans[0]
-        edges = store.edge_tensors(expert.source)
-        front = expert.own_edges and first.enter == 0 and first.start == 0
-        whole = front and number == 0 and shells.host is not None
-        tail = shells.own_tail(expert, parts, last, anchor=number == 0)
-        base = f"{parts.base_prefix}."
-        for name, tensor in edges.items():
-            inner = name.removeprefix(base) if name.startswith(base) else None
-            if inner is not None and (_under(inner, parts.before) or (whole and not _under(inner, parts.after))):
-                if front:
-                    out[f"{root}.bodies.0.base.{inner}"] = tensor
-            elif tail and (shells.headed if inner is None else _under(inner, parts.after)):
-                out[f"{root}.tail.model.{name}"] = tensor
-        if tail and shells.headed and parts.tied and not front:
-            out[f"{root}.tail.model.{parts.head}.weight"] = edges[f"{parts.embeddings}.weight"]
-    return out
+def _weights(
+    store: BlockStore,
+    skeleton: MolPreTrainedModel,
+    configs: dict[str, PretrainedConfig],
+    maps: dict[str, ComponentMap],
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Return every tensor of the source models under its name in the fused model, found by its name in the source.
 
-
-def _weights_by_name(
-    store: BlockStore, skeleton: MolPreTrainedModel, maps: dict[str, ComponentMap]
-) -> dict[str, Tensor]:
-    """Return every tensor of the source models under its name in the fused model, found by its name in the source."""
+    The second value names those that are in no checkpoint, since their model's constructor computes them.
+    """
     out: dict[str, Tensor] = {}
+    computed: set[str] = set()
     for number, expert in enumerate(skeleton.layout.experts):
-        parts, config = maps[expert.source], store.config(expert.source)
+        parts, config = maps[expert.source], configs[expert.source]
         fused = skeleton.experts[number]
         assert isinstance(fused, FusedExpert)
         own, _ = canonical(config, parts)
-        stored = {own.get(name, name): tensor for name, tensor in store.edge_tensors(expert.source).items()}
-        for index in range(parts.num_blocks):
+        source = build_meta(config, parts.task)
+        blocks: dict[str, Tensor] = {}
+        first = () if fused.encoder is None else (0,)  # it lends the others what they share
+        for index in sorted({*first, *(index for start, stop in fused.spans for index in range(start, stop))}):
             prefix = parts.block_prefix(index)
-            stored |= {f"{prefix}{name}": t for name, t in store.block_tensors(expert.source, index).items()}
-        for name, true in true_names(fused, config, parts, fused.spans).items():
-            if name not in fused.ties and true in stored:
+            blocks |= {f"{prefix}{name}": t for name, t in store.block_tensors(expert.source, index).items()}
+        stored = blocks | {own.get(name, name): t for name, t in store.edge_tensors(expert.source).items()}
+        names = true_names(fused, config, parts, fused.spans)
+        for name, true in names.items():
+            if name in fused.ties:
+                continue
+            if true in stored:
                 out[f"experts.{number}.{name}"] = stored[true]
-    return out
-
-
-def _under(path: str, roots: tuple[str, ...]) -> bool:
-    return any(path == root or path.startswith(f"{root}.") for root in roots)
+            elif is_unsaved(source, true):
+                computed.add(f"experts.{number}.{name}")
+    return out, computed

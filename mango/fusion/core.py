@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -77,7 +78,10 @@ class MolPreTrainedModel(PreTrainedModel):
                 expert, source, parts, config.hidden_size, adapter_params, self.shells, anchor=number == 0, last=last
             )
             experts.append(fused)
-            ties |= {f"experts.{number}.{name}": f"experts.{number}.{other}" for name, other in fused.ties.items()}
+            ties |= {
+                f"{re.escape(f'experts.{number}.{name}')}$": f"{re.escape(f'experts.{number}.{other}')}$"
+                for name, other in fused.ties.items()
+            }
         self.experts = nn.ModuleList(experts)
         self.spans: list[tuple[int, int]] = [
             (number, index) for number, expert in enumerate(self.layout.experts) for index in range(len(expert.spans))
@@ -155,12 +159,18 @@ class MolPreTrainedModel(PreTrainedModel):
         return opened if wants_info else model  # type: ignore[no-any-return]
 
     def _align_states(self) -> None:
-        """Copy what lies askew in a mapped file of packed spans: kernels of scans would sum in another order."""
-        for body in (body for expert in self.experts for body in expert.bodies):  # type: ignore[union-attr]
-            if getattr(body, "packed", False):
-                for parameter in body.parameters():
-                    if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
-                        parameter.data = parameter.data.clone()
+        """Copy what lies askew in a mapped file where kernels would sum in another order.
+
+        Those of scans do, and those of a mixture's experts, which a single token of a text may come to.
+        """
+        parts: list[Any] = []
+        for expert in self.experts:
+            assert isinstance(expert, FusedExpert)
+            parts += [body for body in expert.bodies if expert.encoder is not None or getattr(body, "packed", False)]
+            parts += [] if expert.encoder is None else [expert.encoder]
+        for parameter in (parameter for part in parts for parameter in part.parameters()):
+            if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
+                parameter.data = parameter.data.clone()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the trunk's input embedding."""

@@ -43,16 +43,23 @@ class EncoderTrace:
         finally:
             for handle in handles:
                 handle.remove()
-        if not text:
+        if text:  # some pad their rows
+            self.states = [state[:, : inputs.shape[1]] for state in self.states]
+        else:
             self.mask = torch.ones(self.states[0].shape[:2], dtype=torch.bool)
         if len(self.states) != parts.num_blocks + 1:
             raise TypeError(f"{type(base).__name__} ran {len(self.states) - 1} of its {parts.num_blocks} blocks")
 
     def _watch(self, source: PreTrainedModel, parts: ComponentMap, base: nn.Module) -> list[Any]:
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.states.append((args[0] if args else kwargs["hidden_states"]).clone())
+        seen: set[nn.Module] = set()
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module not in seen:  # some run several times on each other's states
+                seen.add(module)
+                self.states.append((args[0] if args else kwargs["hidden_states"]).clone())
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            del self.states[parts.num_blocks :]
             self.states.append((output if isinstance(output, Tensor) else output[0]).clone())
 
         def end(_module: nn.Module, _args: Any, output: Any) -> None:

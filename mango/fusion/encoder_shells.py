@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from mango.architectures import ComponentMap, build_meta
+from mango.architectures import ComponentMap
 from mango.errors import ArchitectureError
 from mango.fusion.shells import Body, Tail, pruned, put
 from mango.fusion.span_cache import SpanCache
@@ -57,9 +57,81 @@ def _bypass(base: nn.Module, parts: ComponentMap, holder: Holder) -> None:
         put(base, path, Bypass(holder, base.get_submodule(path)))
 
 
+def enter_behind(base: nn.Module, parts: ComponentMap, holder: Holder) -> None:
+    """Let what stands behind the blocks get the states that come in, whatever was added to them on their way there.
+
+    Args:
+        base: a model without blocks.
+        parts: where it keeps its parts.
+        holder: has the states.
+    """
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (holder.states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": holder.states}
+
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        output.last_hidden_state = holder.states
+        return output
+
+    if parts.after:
+        base.get_submodule(parts.after[0]).register_forward_pre_hook(enter, with_kwargs=True)
+    else:
+        base.register_forward_hook(leave)
+
+
+class _GivenOutput(BaseModelOutputWithPoolingAndCrossAttentions):
+    """States and nothing else, whatever it is asked for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class Given(nn.Module):
+    """Stands for a model without blocks that does nothing behind them: it returns the states that come in.
+
+    Args:
+        holder: has the states.
+        original: the model that it stands for, without data.
+    """
+
+    def __init__(self, holder: Holder, original: nn.Module) -> None:
+        super().__init__()
+        self._holder = holder
+        self.__dict__["_original"] = original
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_original"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> _GivenOutput:
+        """Return the states."""
+        return _GivenOutput(last_hidden_state=self._holder.states)
+
+
 def takes_tokens(base: PreTrainedModel) -> bool:
     """Tell whether a model reads token ids; otherwise it reads images or sounds."""
     return base.main_input_name in ("input_ids", "inputs_embeds")
+
+
+class _FirstBlock(Exception):  # noqa: N818  # no error: it ends a forward pass that has gone far enough
+    """Says that a forward pass has come to the first block.
+
+    Args:
+        states: what the block is given.
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _FirstBlock(args[0] if args else kwargs["hidden_states"])
 
 
 class EncoderBody(Body):
@@ -79,6 +151,11 @@ class EncoderBody(Body):
         self.__dict__["holder"] = Holder()  # before modules can be set
         super().__init__(config, parts, start, stop, front=front)
         self.reads_tokens = takes_tokens(self.base)
+        if self.reads_tokens and not front and "inputs_embeds" not in self._accepted:
+            raise ArchitectureError(
+                f"{parts.architecture}: its forward pass takes no embeddings in the place of token ids, so only a span "
+                "that starts at its own embedding (edges: own, from block 0) can be fused"
+            )
         self.input_name: str = self.base.main_input_name
 
     def drop_before(self, base: nn.Module, parts: ComponentMap) -> None:
@@ -99,8 +176,17 @@ class EncoderBody(Body):
         Returns:
             States ``[rows, length, width]``.
         """
-        out = self.without_blocks()(**{self.input_name: ids})
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        if not self.reads_tokens:
+            return self.without_blocks()(**{self.input_name: ids}).last_hidden_state  # type: ignore[no-any-return]
+        first = self.base.get_submodule(self._blocks_path).get_submodule("0")
+        handle = first.register_forward_pre_hook(_stop, with_kwargs=True)
+        try:
+            self.base(**{self.input_name: ids})
+        except _FirstBlock as reached:
+            return reached.states[:, : ids.shape[1]]  # some pad their rows
+        finally:
+            handle.remove()
+        raise AssertionError("a model ran without its first block")
 
     def forward(
         self,
@@ -144,13 +230,16 @@ class EncoderTail(Tail):
         self.holder = Holder()
         base = model.get_submodule(parts.base_prefix)
         assert isinstance(base, PreTrainedModel)
-        _bypass(base, parts, self.holder)
+        self.reads_tokens = takes_tokens(base)
+        if self.reads_tokens and parts.base_prefix and not parts.after:
+            put(model, parts.base_prefix, Given(self.holder, base))  # some do not run without blocks
+        else:
+            _bypass(base, parts, self.holder)
+            enter_behind(base, parts, self.holder)
         self.model = model
         self.head_path = parts.head
-        self.reads_tokens = takes_tokens(base)
         self.input_name: str = base.main_input_name
         self.base_path = parts.base_prefix
-        self.inner_ties = _inner_ties(config, parts)
         self.frozen()
 
     def forward(self, states: Tensor) -> Tensor:
@@ -182,15 +271,7 @@ class NormTail(EncoderTail):
             if name != self.base_path:
                 put(self.model, name, nn.Identity())
         self.head_path = None
-        self.inner_ties = {}
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the normed states of states ``[rows, length, width]``."""
         return self._through(self.model.get_submodule(self.base_path), states).last_hidden_state  # type: ignore[no-any-return]
-
-
-def _inner_ties(config: PretrainedConfig, parts: ComponentMap) -> dict[str, str]:
-    """Return the tensors behind the blocks that are one with another there, such as two names of a head's bias."""
-    ties: dict[str, str] = build_meta(deepcopy(config), parts.task).all_tied_weights_keys
-    embedding = f"{parts.embeddings}.weight"
-    return {name: other for name, other in ties.items() if other != embedding}

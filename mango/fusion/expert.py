@@ -11,9 +11,10 @@ from mango.architectures import ComponentMap
 from mango.fusion.adapters import Adapter
 from mango.fusion.encoder_shells import EncoderTail
 from mango.fusion.layout import Expert
+from mango.fusion.names import shared_names, true_names
 from mango.fusion.params import AdapterParams
 from mango.fusion.registries import ADAPTERS
-from mango.fusion.seq2seq_shells import SourceEncoder, shared_names, true_names
+from mango.fusion.seq2seq_shells import SourceEncoder
 from mango.fusion.shells import Body, Tail
 
 
@@ -110,18 +111,7 @@ class FusedExpert(nn.Module):
         self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})
 
         self.spans = [(span.start, span.stop) for span in expert.spans]
-        if self.encoder is not None:
-            self.ties = shared_names(true_names(self, config, parts, self.spans))
-        else:
-            self.ties = {} if self.tail is None else self._ties(parts, self.tail)
-
-    def _ties(self, parts: ComponentMap, tail: Tail) -> dict[str, str]:
-        """Return which tensors of the tail are others of this expert, by their names."""
-        ties = {f"tail.model.{name}": f"tail.model.{other}" for name, other in tail.inner_ties.items()}
-        if parts.tied and tail.head_path and self.fronts[0]:
-            embedding = parts.embeddings.removeprefix(f"{parts.base_prefix}.")
-            ties[f"tail.model.{tail.head_path}.weight"] = f"bodies.0.base.{embedding}.weight"
-        return ties
+        self.ties = shared_names(true_names(self, config, parts, self.spans))
 
     def enter(self, span: int, states: Tensor) -> Tensor:
         """Bring states of the trunk to a span."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from mango.architectures import ComponentMap, Stack, build_meta
+from mango.architectures import ComponentMap, Stack
 from mango.architectures.handlers import handler_for
 from mango.errors import ArchitectureError
-from mango.fusion.encoder_shells import Bypass, Holder
+from mango.fusion.encoder_shells import Bypass, Holder, enter_behind
 from mango.fusion.shells import Body, Tail, pruned, put
 from mango.fusion.span_cache import SpanCache
 
@@ -48,6 +47,11 @@ def stack_parts(parts: ComponentMap, role: str) -> ComponentMap:
             f"{parts.architecture}: wanted one {role} of its own, found {len(found)}; it cannot be fused"
         )
     (stack,) = found
+    if any(other.root == stack.root for other in parts.stacks if other is not stack):
+        raise ArchitectureError(
+            f"{parts.architecture}: its encoder and decoder run in one forward pass of {stack.root!r}, so neither runs "
+            "without the other; it cannot be fused"
+        )
     return replace(
         parts,
         base_prefix=stack.root,
@@ -82,7 +86,7 @@ class SourceEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the encoder's states ``[rows, length, width]`` of token ids ``[rows, length]``."""
-        out = self.base(input_ids=input_ids, attention_mask=mask)
+        out = self.base(input_ids=input_ids, attention_mask=mask.long())
         return out.last_hidden_state  # type: ignore[no-any-return]
 
 
@@ -117,6 +121,8 @@ class _Past(Cache):
     def __init__(self, length: int) -> None:
         super().__init__(layers=[])
         self.length = length
+        self.self_attention_cache = self
+        self.cross_attention_cache = Cache(layers=[])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return that number."""
@@ -170,7 +176,7 @@ class DecoderBody(Body):
             input_ids=ids,
             past_key_values=_Past(past),
             encoder_hidden_states=context.states,
-            encoder_attention_mask=context.mask,
+            encoder_attention_mask=context.mask.long(),
             use_cache=False,
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
@@ -202,7 +208,7 @@ class DecoderBody(Body):
                 **{"input_ids" if self.front else "inputs_embeds": inputs},
                 attention_mask=attention_mask,
                 encoder_hidden_states=context.states,
-                encoder_attention_mask=context.mask,
+                encoder_attention_mask=context.mask.long(),
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
@@ -229,13 +235,16 @@ class DecoderTail(Tail):
         base = model.get_submodule(own.base_prefix)
         for path in own.before:
             put(base, path, Bypass(self.holder, base.get_submodule(path)))
-        for path in {stack_parts(parts, "encoder").base_prefix, parts.embeddings}:
-            if path != parts.head and not isinstance(model.get_submodule(path), Bypass):
-                put(model, path, nn.Identity())
+        enter_behind(base, own, self.holder)
+        encoder = stack_parts(parts, "encoder").base_prefix
+        put(model, encoder, Bypass(self.holder, model.get_submodule(encoder)))
+        inside = parts.embeddings.startswith(f"{encoder}.")
+        if not inside and parts.embeddings != parts.head:
+            table = model.get_submodule(parts.embeddings)
+            put(model, parts.embeddings, table if isinstance(table, Bypass) else nn.Identity())
         self.model = model
         self.width = own.width
         self.head_path = parts.head
-        self.inner_ties = {}
         self.frozen()
 
     def forward(self, states: Tensor) -> Tensor:
@@ -245,87 +254,9 @@ class DecoderTail(Tail):
         try:
             out = self.model(
                 decoder_inputs_embeds=self.holder.states,
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                encoder_outputs=MoeModelOutputWithPast(last_hidden_state=encoded),
                 use_cache=False,
             )
         finally:
             self.holder.states = None
         return out.logits.squeeze(1)  # type: ignore[no-any-return]
-
-
-def source_names(fused: nn.Module, parts: ComponentMap, spans: list[tuple[int, int]]) -> dict[str, str]:
-    """Return the name in the source model of every tensor that an expert has of it.
-
-    Args:
-        fused: the expert, with or without data.
-        parts: the map of its source model.
-        spans: first block and the one after the last, of each of its spans.
-    """
-    decoder, encoder = (stack_parts(parts, role).base_prefix for role in ("decoder", "encoder"))
-    blocks = stack_parts(parts, "decoder").blocks
-    names: dict[str, str] = {}
-    for name in fused.state_dict():
-        kind, _, rest = name.partition(".")
-        if kind == "encoder":
-            names[name] = f"{encoder}.{rest.removeprefix('base.')}"
-        elif kind == "tail":
-            names[name] = rest.removeprefix("model.")
-        elif kind == "bodies":
-            number, _, inner = rest.partition(".base.")
-            if inner.startswith(f"{blocks}."):
-                index, _, leaf = inner.removeprefix(f"{blocks}.").partition(".")
-                inner = f"{blocks}.{int(index) + spans[int(number)][0]}.{leaf}"
-            names[name] = f"{decoder}.{inner}"
-    return names
-
-
-def canonical(config: PretrainedConfig, parts: ComponentMap) -> tuple[dict[str, str], set[str]]:
-    """Return the name that each tied tensor of a model really has, and the names of all its tensors.
-
-    Args:
-        config: the model's configuration.
-        parts: where it keeps its parts.
-    """
-    model: PreTrainedModel = build_meta(deepcopy(config), parts.task)
-    own: dict[str, str] = dict(model.all_tied_weights_keys)
-    first: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        own.setdefault(name, first.setdefault(id(tensor), name))
-    return own, set(model.state_dict())
-
-
-def _lent(name: str, known: set[str], parts: ComponentMap) -> str:
-    """Return the name of what a block has, or of what the model's first block has lent it."""
-    prefix = f"{parts.blocks_path}."
-    if name in known or not name.startswith(prefix):
-        return name
-    return f"{prefix}0.{name.removeprefix(prefix).partition('.')[2]}"
-
-
-def true_names(
-    fused: nn.Module, config: PretrainedConfig, parts: ComponentMap, spans: list[tuple[int, int]]
-) -> dict[str, str]:
-    """Return the true name in the source model of every tensor that an expert has of it; tied ones have one name.
-
-    Args:
-        fused: the expert.
-        config: the source model's configuration.
-        parts: where it keeps its parts.
-        spans: first block and the one after the last, of each of its spans.
-    """
-    own, known = canonical(config, parts)
-    found: dict[str, str] = {}
-    for name, source in source_names(fused, parts, spans).items():
-        there = _lent(source, known, parts)
-        found[name] = own.get(there, there)
-    return found
-
-
-def shared_names(names: dict[str, str]) -> dict[str, str]:
-    """Return, of tensors that are one in the source model, all but the first, with the name of the first.
-
-    Args:
-        names: from :func:`true_names`.
-    """
-    first: dict[str, str] = {}
-    return {name: first[true] for name, true in names.items() if first.setdefault(true, name) != name}

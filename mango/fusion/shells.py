@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from typing import Any
 
@@ -73,6 +73,11 @@ def pruned(
     with _skeleton():
         model_class: Any = class_for(own, parts.task)
         model: PreTrainedModel = model_class(own)
+    # What a model is told of ties it reads again in its forward pass: some scale what they give to a tied head.
+    own.tie_word_embeddings = model.config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False)
+    for inner in model.modules():
+        if isinstance(inner, PreTrainedModel):
+            inner._tied_weights_keys = {}
     base = model.get_submodule(parts.base_prefix)
     blocks = base.get_submodule(parts.blocks)
     assert isinstance(blocks, nn.ModuleList)
@@ -80,6 +85,8 @@ def pruned(
     put(base, parts.blocks, nn.ModuleList(list(blocks)[start:stop]))
     if not whole:
         _drop_unreached(base, (*parts.before, parts.blocks, *parts.after), "")
+    if (start, stop) == (0, len(blocks)):
+        return model
     holders: list[Any] = [base.get_submodule(parts.blocks.rpartition(".")[0][:end]) for end in _ends(parts.blocks)]
     if parts.task == IMAGE_TEXT:
         holders.append(model.get_submodule(parts.stacks[0].root))
@@ -89,7 +96,8 @@ def pruned(
         computed = isinstance(getattr(type(part), field, None), property)  # follows from the number of blocks
         if getattr(part, "layer_types", None) and not computed:
             part.layer_types = list(part.layer_types)[start:stop] or list(part.layer_types)[:1]
-        part.num_hidden_layers = max(1, stop - start)  # some divide by it
+        with suppress(NotImplementedError):  # it counts its blocks in another way, and does not look again
+            part.num_hidden_layers = max(1, stop - start)  # some divide by it
     return model
 
 
@@ -195,9 +203,12 @@ class Body(GradientCheckpointingLayer):
         _drop_before(base, parts)
 
     def _inject(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        incoming, self._incoming = self._incoming, None
+        if incoming is None:  # a block that runs several times
+            return args, kwargs
         if args:
-            return (self._incoming, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._incoming}
+            return (incoming, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": incoming}
 
     def _place(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self._key_positions is not None
@@ -321,12 +332,8 @@ class Tail(nn.Module):
         parts: where it keeps its parts.
     """
 
-    inner_ties: dict[str, str]
-    """Tensors of the model that are other tensors of it, by name."""
-
     def __init__(self, config: PretrainedConfig, parts: ComponentMap) -> None:
         super().__init__()
-        self.inner_ties = {}
         if parts.head is None:
             raise ArchitectureError(f"{parts.architecture}: it has no output projection")
         model = pruned(config, parts, 0, 0)

@@ -42,6 +42,8 @@ TOLERANCE = 1e-4
 sum in another order. What was measured over all types that pass stays below a tenth of it."""
 ROUTER = {"type": "token", "token": {"window": 2}}
 PROMPT = 5
+SPAN = 2
+"""Blocks of the trunk in a span."""
 
 
 def fused(tiny: Tiny) -> str | None:
@@ -140,9 +142,10 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
 
 def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, tiny: Tiny) -> str | None:
     task = tiny.task
+    span = min(SPAN, store.model(trunk).architecture.num_blocks)
     model = build_fused(
         store,
-        FusionParams.model_validate({"trunk": trunk, "experts": [expert], "task": task}),
+        FusionParams.model_validate({"trunk": trunk, "experts": [expert], "task": task, "span": span}),
         RouterParams.model_validate(ROUTER if task in (CAUSAL, MASKED, IMAGE_TEXT) else ONCE),
         AdapterParams(type="linear"),
         seed=0,

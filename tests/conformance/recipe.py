@@ -355,6 +355,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         name: {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}
         for name in ("lfm2", "lfm2_moe")
     },
+    "xmod": {"default_language": "en_XX"},
     "falcon_h1": {"mamba_d_ssm": WIDTH, "mamba_n_heads": HEADS, "mamba_d_head": HEAD_DIM},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
 }
