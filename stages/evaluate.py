@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,20 @@ def headline_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
             figures |= {f"{system['name']}.{m}": float(system[m]) for m in measures if system[m] is not None}
         elif system["kind"] == "merge":
             figures[f"{system['name']}.pure_mean"] = float(system["pure_mean"])
+    return figures | task_metrics(evaluation)
+
+
+def task_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of every system on tasks of the lm-evaluation-harness, as ``SYSTEM.lm_eval.TASK.METRIC``."""
+    found = evaluation.get("lm_eval") or {"scores": []}
+    figures: dict[str, float] = {}
+    for score in found["scores"]:
+        if score["value"] is not None:
+            metric = score["metric"] if score["filter"] == "none" else f"{score['metric']}.{score['filter']}"
+            name = f"{score['system']}.lm_eval.{score['task']}.{metric}"
+            figures[re.sub(r"[^\w./-]", "_", name)] = float(score["value"])
+            if score["stderr"] is not None:
+                figures[re.sub(r"[^\w./-]", "_", f"{name}_stderr")] = float(score["stderr"])
     return figures
 
 

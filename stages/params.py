@@ -49,7 +49,15 @@ class Params(Frozen):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
-        refuse([*_merge_problems(self), *_fusion_problems(self), *_router_problems(self), *_metric_problems(self)])
+        refuse(
+            [
+                *_merge_problems(self),
+                *_fusion_problems(self),
+                *_router_problems(self),
+                *_metric_problems(self),
+                *_task_problems(self),
+            ]
+        )
         return self
 
 
@@ -82,6 +90,12 @@ def _metric_problems(params: Params) -> Iterator[Problem]:
     if metric is not None and metric.split(".")[-1] in ("switching", "cost_switching") and task not in TEXT_TASKS:
         message = f"{metric!r} is not measured for fusion.task {task}: choose fused_hard.pure_mean, or leave it out"
         yield Problem("package.metric", message, depends=("fusion.task",))
+
+
+def _task_problems(params: Params) -> Iterator[Problem]:
+    if params.evaluate.lm_eval.tasks and params.fusion.task not in TEXT_TASKS:
+        message = f"tasks ask a model that writes text, and fusion.task is {params.fusion.task}: leave them out"
+        yield Problem("evaluate.lm_eval.tasks", message, depends=("fusion.task",))
 
 
 def _unknown(named: Iterable[tuple[str, str]], known: Iterable[str]) -> Iterator[Problem]:

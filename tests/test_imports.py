@@ -18,8 +18,10 @@ HEAVY = {
     "great_expectations",
     "huggingface_hub",
     "jinja2",
+    "lm_eval",
     "matplotlib",
     "mlflow",
+    "nltk",
     "numpy",
     "pandas",
     "pyarrow",
@@ -36,7 +38,18 @@ HEAVY = {
 }
 """Packages that neither ``import mango`` nor ``mango --help`` may import."""
 
-PIPELINE = {"datasets", "dvc", "gguf", "great_expectations", "matplotlib", "mlflow", "pandas", "psycopg", "boto3"}
+PIPELINE = {
+    "datasets",
+    "dvc",
+    "gguf",
+    "great_expectations",
+    "lm_eval",
+    "matplotlib",
+    "mlflow",
+    "pandas",
+    "psycopg",
+    "boto3",
+}
 """Packages of the pipeline extra: the library must import without them."""
 
 
@@ -65,7 +78,8 @@ def test_help_takes_less_than_half_a_second_of_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["tensors", "checkpoints", "architectures", "blocks", "merging", "fusion", "training", "packaging"]
+    "room",
+    ["tensors", "checkpoints", "architectures", "blocks", "merging", "fusion", "training", "evaluation", "packaging"],
 )
 def test_the_library_imports_without_the_pipeline_extra(room: str) -> None:
     blocked = f"sys.modules.update(dict.fromkeys({sorted(PIPELINE)!r}))"  # None there makes the import fail

@@ -56,6 +56,7 @@ COMMANDS = {
     "moe": Command("mango.cli.moe:moe", "Assemble dense models into a mixture of experts."),
     "transplant": Command("mango.cli.vocabulary:transplant_tokenizer", "Give a model another model's vocabulary."),
     "diagnose": Command("mango.cli.diagnosis:diagnose", "Measure how models differ before they are merged."),
+    "lm-eval": Command("mango.cli.tasks:lm_eval", "Score models on tasks of lm-eval, side by side."),
     "upload": Command("mango.cli.publishing:upload", "Upload a verified model folder to the Hub."),
     "promote": Command("mango.cli.registry:promote", "Register the package and make it champion if it is better."),
     "rollback": Command("mango.cli.registry:rollback", "Give the champion's alias back to the previous version."),

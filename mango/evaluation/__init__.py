@@ -10,7 +10,7 @@ from mango.evaluation.baselines import (
 )
 from mango.evaluation.headline import headline
 from mango.evaluation.metrics import Estimate, bits_per_byte, gap_closed, nats_per_token
-from mango.evaluation.params import EvaluateParams
+from mango.evaluation.params import EvaluateParams, LmEvalParams
 from mango.evaluation.report import write_report
 from mango.evaluation.runner import evaluate_all
 from mango.evaluation.schema import parse, validate
@@ -19,6 +19,7 @@ from mango.evaluation.subjects import Subjects
 __all__ = [
     "Estimate",
     "EvaluateParams",
+    "LmEvalParams",
     "Subjects",
     "bits_per_byte",
     "by_prompt",

@@ -11,7 +11,7 @@ from typing import Any
 from mango.checkpoints import write_file
 from mango.evaluation.plots import draw
 from mango.evaluation.report_html import render
-from mango.evaluation.schema import Evaluation, Kept, parse
+from mango.evaluation.schema import Evaluation, Kept, TaskScore, parse
 
 
 def write_report(evaluation: Mapping[str, Any], out: Path) -> list[Path]:
@@ -23,7 +23,8 @@ def write_report(evaluation: Mapping[str, Any], out: Path) -> list[Path]:
 
     Returns:
         The files written: ``report.html``, ``plots/*.png``, and
-        ``plots/{systems,training,retention,calibration,router}.csv``. The same evaluation gives the same bytes.
+        ``plots/{systems,training,retention,calibration,router}.csv``, and ``plots/tasks.csv`` where tasks were asked
+        for. The same evaluation gives the same bytes.
 
     Raises:
         EvaluationError: The document breaks the schema. Nothing is written then.
@@ -43,7 +44,7 @@ def write_report(evaluation: Mapping[str, Any], out: Path) -> list[Path]:
 
 def tables(evaluation: Evaluation) -> dict[str, str]:
     """Return the CSV tables by file name; a value that is not known is an empty cell."""
-    return {
+    made = {
         "systems.csv": _csv(_system_columns(evaluation), _system_rows(evaluation)),
         "training.csv": _csv(
             ("step", "loss", "lm", "balance", "entropy", "adapter", "validation"),
@@ -63,6 +64,11 @@ def tables(evaluation: Evaluation) -> dict[str, str]:
         ),
         "router.csv": _csv(("position", "domain", "expert", "utilisation", "entropy_nats"), _router_rows(evaluation)),
     }
+    if evaluation.lm_eval is not None:
+        columns = tuple(TaskScore.model_fields)
+        rows = ([getattr(score, name) for name in columns] for score in evaluation.lm_eval.scores)
+        made["tasks.csv"] = _csv(columns, rows)
+    return made
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

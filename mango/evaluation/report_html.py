@@ -13,6 +13,7 @@ from mango.evaluation.report_merges import merges_table
 from mango.evaluation.report_sample import sample_section
 from mango.evaluation.report_svg import Point, quality_against_cost
 from mango.evaluation.report_table import processed_heatmap, router_heatmap, systems_table
+from mango.evaluation.report_tasks import tasks_section
 from mango.evaluation.report_words import KINDS, describe, figures, spaced, verdict
 from mango.evaluation.schema import Evaluation, System
 from mango.pages import Series, lines, page
@@ -34,6 +35,7 @@ def render(evaluation: Evaluation) -> str:
         _verdict(evaluation),
         _systems(evaluation),
         merges_table(evaluation),
+        tasks_section(evaluation),
         _quality(evaluation),
         work_table(evaluation),
         _router(evaluation),

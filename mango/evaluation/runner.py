@@ -18,6 +18,7 @@ from mango.corpus import CorpusParams, ImageReader, corpus_sha256, pack, switchi
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
 from mango.evaluation.calibration import calibration
+from mango.evaluation.harness import Harness, score_subjects
 from mango.evaluation.head_document import head_document
 from mango.evaluation.headline import headline
 from mango.evaluation.heads import evaluate_head
@@ -82,6 +83,7 @@ def evaluate_all(
         "parameters": dict(parameters or {}),
         "provenance": dict(provenance or {}),
     }
+    harness = _harness(opened, subjects, params, seed)
     if isinstance(opened, MolRowModel):
         images = opened.task == "image-classification"
         reader = ImageReader.of(subjects.fused) if images else open_tokenizer(subjects.fused)
@@ -128,6 +130,9 @@ def evaluate_all(
     _whole_models(add, single, params, corpus, len(sources), one_tokenizer=not strangers)
     soft, hard = _fused_modes(add, bench, subjects.fused, device)
     domains = [text for text in texts if text != SWITCHING]
+    scored = None
+    if harness is not None:
+        scored = score_subjects(harness, subjects, sources, rows, task=fused.task, device=device)
     fused.set_routing("hard")
     kept = retention(rows, hard.totals, {expert.name: expert.source for expert in fused.layout.experts})
     return {
@@ -152,6 +157,7 @@ def evaluate_all(
         },
         "retention": kept,
         "calibration": calibrated,
+        "lm_eval": scored,
         "corpus": {
             "domains": {
                 domain: {
@@ -172,6 +178,18 @@ def _load_fused(folder: Path, device: torch.device) -> MolPreTrainedModel:
         raise EvaluationError(f"{folder}: holds a {type(model).__name__}, no fused model; run the training stage")
     nn.Module.to(model, device)  # the class's own `to` has no types
     return model
+
+
+def _harness(fused: MolPreTrainedModel, subjects: Subjects, params: EvaluateParams, seed: int) -> Harness | None:
+    """Return the tasks of lm-eval, loaded before anything is measured; None where there are none."""
+    if not params.lm_eval.tasks:
+        return None
+    if isinstance(fused, MolRowModel):
+        raise EvaluationError(
+            f"evaluate.lm_eval.tasks: they ask a model that writes text, and this one is for {fused.task}: leave them "
+            "out"
+        )
+    return Harness(params.lm_eval, seed=seed, tokenizer=subjects.fused)
 
 
 def _best_single(rows: list[Row]) -> Row:

@@ -179,6 +179,38 @@ class Alignment(_Strict):
     least: float = Field(description="how alike a cut has to be")
 
 
+class TaskScore(_Strict):
+    """One metric of one task of the lm-evaluation-harness, for one system."""
+
+    system: Name
+    task: Name
+    metric: Name
+    filter: Name = Field(description="what answers went through first; `none` where nothing did")
+    value: float | None = Field(description="null where it is no finite number")
+    stderr: Spread | None = Field(description="standard error as lm-eval gives it; null where it gives none")
+    higher_is_better: bool | None = Field(description="null where the task does not say")
+
+
+class TaskFacts(_Strict):
+    """One task or group of the lm-evaluation-harness."""
+
+    task: Name
+    samples: Count = Field(description="examples that were asked; of a group, those of its tasks")
+    num_fewshot: Count | None = Field(description="worked examples in each prompt; null where the tasks differ")
+    group: bool
+
+
+class LmEval(_Strict):
+    """Tasks of the lm-evaluation-harness on the systems that are single models."""
+
+    version: Name = Field(description="of lm-eval")
+    tasks: Annotated[tuple[TaskFacts, ...], Field(min_length=1)]
+    scores: tuple[TaskScore, ...]
+    truncated: dict[str, Count] = Field(
+        {}, description="by system: how often a prompt was longer than the model may see, and lost its beginning"
+    )
+
+
 class TrainingStep(_Strict):
     """The parts of the training loss at one step."""
 
@@ -236,6 +268,7 @@ class Evaluation(_Strict):
     calibration: dict[str, Calibration] = Field(
         {}, description="of each system whose next-token probabilities on pure text were looked at"
     )
+    lm_eval: LmEval | None = Field(None, description="tasks of the lm-evaluation-harness; null without any")
     layers: tuple[Alignment, ...] = Field((), description="of each expert whose cuts were proposed")
     training: Training
     corpus: CorpusFacts
@@ -268,6 +301,12 @@ def _disagreements(evaluation: Evaluation) -> list[str]:
             found.append(f"retention[{i}].domain: found {kept.domain!r}, wanted one of {sorted(domains)}")
     if strangers := sorted(set(evaluation.calibration) - set(names)):
         found.append(f"calibration: no system is called {', '.join(map(repr, strangers))}")
+    if evaluation.lm_eval is not None:
+        scored = {score.system for score in evaluation.lm_eval.scores}
+        if strangers := sorted(scored - set(names)):
+            found.append(f"lm_eval.scores: no system is called {', '.join(map(repr, strangers))}")
+        if lost := sorted({s.task for s in evaluation.lm_eval.scores} - {t.task for t in evaluation.lm_eval.tasks}):
+            found.append(f"lm_eval.scores: no task is called {', '.join(map(repr, lost))}")
     positions = len(evaluation.routing.positions)
     for i, sample in enumerate(evaluation.routing.sample):
         if any(token.path and len(token.path) != positions for token in sample.tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -15,7 +16,15 @@ from mango.blocks import load_source
 from mango.checkpoints import replace_folder
 from mango.corpus import CorpusParams, corpus_sha256, token_losses
 from mango.errors import EvaluationError
-from mango.evaluation import EvaluateParams, Subjects, bits_per_byte, evaluate_all, nats_per_token, validate
+from mango.evaluation import (
+    EvaluateParams,
+    LmEvalParams,
+    Subjects,
+    bits_per_byte,
+    evaluate_all,
+    nats_per_token,
+    validate,
+)
 from mango.evaluation.runner import test_texts as draw_texts
 from mango.training import train_all
 from tests.training.toys import DOMAINS, LENGTH, make_job, make_store, make_tokenizer, save_corpus, save_sources
@@ -46,10 +55,28 @@ def corpus(root: Path) -> CorpusParams:
     return CorpusParams(path=root / "corpus", sequence_length=LENGTH, segment_length=8)
 
 
+TASK = """
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}]
+"""
+TOLD = ("12 345 67", "ab cde fg h ij")
+"""The text of the task."""
+
+
 @pytest.fixture(scope="module")
-def evaluation(subjects: Subjects, corpus: CorpusParams) -> dict[str, Any]:
+def evaluation(subjects: Subjects, corpus: CorpusParams, root: Path) -> dict[str, Any]:
+    data = root / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TOLD))
+    (root / "own.yaml").write_text(TASK.replace("DATA", str(data)))
+    with_task = PARAMS.model_copy(update={"lm_eval": LmEvalParams(tasks=(str(root / "own.yaml"),))})
     return evaluate_all(
-        subjects, corpus, PARAMS, seed=3, parameters={"seed": 3},
+        subjects, corpus, with_task, seed=3, parameters={"seed": 3},
         provenance={"git_revision": None, "mango_version": "0"},
     )  # fmt: skip
 
@@ -69,6 +96,26 @@ def test_the_document_is_valid_and_names_every_system(evaluation: dict[str, Any]
         assert 0.9 * 3 * LENGTH < size["test_bytes"] <= 3 * LENGTH
     assert [point["step"] for point in evaluation["training"]["curve"]] == [1, 2]
     assert evaluation["parameters"] == {"seed": 3}
+
+
+def test_tasks_are_scored_on_every_single_model(evaluation: dict[str, Any], subjects: Subjects, root: Path) -> None:
+    found = evaluation["lm_eval"]
+    assert found["tasks"] == [{"task": "own", "samples": 2, "num_fewshot": 0, "group": False}]
+    scores = {score["system"]: score["value"] for score in found["scores"]}
+    single = ["trunk", "expert_sister", "expert_stranger"]
+    assert set(scores) == {
+        *single, "fused_soft", "fused_hard", "best_single", "merge_soup", "self_stitch", "continued_trunk",
+    }  # fmt: skip
+    means = {system["name"]: system["pure_mean"] for system in evaluation["systems"]}
+    assert scores["best_single"] == scores[min(single, key=lambda name: means[name])]
+    hard = AutoModelForCausalLM.from_pretrained(root / "fused")
+    hard.set_routing("hard")
+    models = {"trunk": load_source(subjects.store, "base"), "expert_stranger": load_source(subjects.store, "stranger"),
+              "fused_hard": hard}  # fmt: skip
+    for name, model in models.items():
+        rows = [torch.tensor([[0, *make_tokenizer().encode(text)]]) for text in TOLD]
+        nats = sum(float(token_losses(model, row, batch_size=1).sum()) for row in rows)
+        assert scores[name] == pytest.approx(nats / math.log(2) / sum(map(len, TOLD)), rel=1e-5), name
 
 
 def test_figures_are_those_of_each_model(

@@ -80,7 +80,7 @@ train:
   save_every: 1
   controls: {self_stitch: false}
   start: {sequences: 1, router_steps: 2}
-evaluate: {sequences: 2, switching_sequences: 2, prompt: 8, speed_repeats: 1}
+evaluate: {sequences: 2, switching_sequences: 2, prompt: 8, speed_repeats: 1, lm_eval: {tasks: [], limit: 2}}
 gates:
   corpus: {min_documents: 5}
   blocks: {max_abs_weight: 1e4}
@@ -98,7 +98,7 @@ dtype: float32
 
 def make_project(root: Path) -> Path:
     """Make the project with one commit, as a clone has it."""
-    for name in ("mango", "stages"):  # with the bytecode, which `.dvcignore` leaves out
+    for name in ("mango", "stages", "examples/lm_eval"):  # with the bytecode, which `.dvcignore` leaves out
         shutil.copytree(ROOT / name, root / name)
     for name in (".dvcignore", ".gitignore", "dvc.yaml"):
         shutil.copy(ROOT / name, root)
@@ -106,7 +106,7 @@ def make_project(root: Path) -> Path:
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, root / ".dvc")
     (root / "params.yaml").write_text(PARAMS)
-    (root / "examples" / "merge").mkdir(parents=True)
+    (root / "examples" / "merge").mkdir()
     (root / "examples" / "merge" / "half.yaml").write_text(MERGE)
     (root / "models" / "sources").mkdir(parents=True)
     (root / "models" / "sources" / "README.md").write_text("Models of your own go here.\n")

@@ -51,6 +51,20 @@ def test_another_method_of_merging_is_one_assignment(finished: Path) -> None:
     assert "density: 0.2" in resolved  # of the section in params.yaml
 
 
+@pytest.mark.slow
+def test_tasks_of_the_harness_are_one_assignment(finished: Path) -> None:
+    tasks = "evaluate.lm_eval.tasks=[examples/lm_eval/corpus_perplexity.yaml]"
+    done = dvc(finished, "exp", "run", "evaluate", "-S", tasks)
+    assert (done.returncode, ran(done)) == (0, ["evaluate"]), done.stderr
+    found = read_json(finished / "reports" / "evaluation.json")["lm_eval"]
+    assert found["tasks"] == [{"task": "corpus_perplexity", "samples": 2, "num_fewshot": 0, "group": False}]
+    scores = {row["system"]: row["value"] for row in found["scores"] if row["metric"] == "bits_per_byte"}
+    assert scores.keys() >= {"trunk", "best_single", "expert_code", "merge_main", "fused_soft", "fused_hard"}
+    metrics = read_json(finished / "reports" / "evaluate.json")
+    assert metrics["fused_hard.lm_eval.corpus_perplexity.bits_per_byte"] == pytest.approx(scores["fused_hard"])
+    assert "<h2>Tasks</h2>" in (finished / "reports" / "report.html").read_text()
+
+
 def rows(root: Path) -> dict[str, dict[str, str]]:
     """Return what ``dvc exp show`` prints of each finished experiment."""
     done = dvc(root, "exp", "show", "--csv", tracking=True)

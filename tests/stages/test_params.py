@@ -80,6 +80,14 @@ def test_contradictions_and_typos_come_together() -> None:
     assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["'cod'", "9", "unknown"]
 
 
+def test_tasks_are_for_models_that_write_text() -> None:
+    assert load_params(environ={}, overrides=["evaluate.lm_eval.tasks=[ruler_vt]"]).evaluate.lm_eval.tasks == (
+        "ruler_vt",
+    )
+    (line,) = problems("evaluate.lm_eval.tasks=[ruler_vt]", "fusion.task=masked-lm", "router.type=simple")
+    assert "tasks ask a model that writes text, and fusion.task is masked-lm" in line
+
+
 def test_models_that_only_the_unselected_method_needs_may_be_absent() -> None:
     assert load_params(environ={}, overrides=["merge.method=linear", "merge.base=none"]).merge.method == "linear"
 
