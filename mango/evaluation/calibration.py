@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +24,41 @@ class Guesses:
     confidence: Tensor
     right: Tensor
 
+    @classmethod
+    def of(cls, parts: Sequence[Guesses]) -> Guesses:
+        """Return the guesses of several texts, one after the other."""
+        return cls(torch.cat([part.confidence for part in parts]), torch.cat([part.right for part in parts]))
+
 
 @torch.no_grad()
-def guesses(model: nn.Module, input_ids: Tensor, *, batch_size: int) -> Guesses:
-    """Return a causal model's first guess of each next token.
+def losses_and_guesses(
+    model: nn.Module, input_ids: Tensor, *, batch_size: int, watch: Callable[[Any, Tensor], None] | None = None
+) -> tuple[Tensor, Guesses]:
+    """Return the loss of each token given those before it, and a model's first guess of it, from one pass.
 
     Args:
         model: a causal language model.
         input_ids: ``[rows, length]``, on any device.
         batch_size: rows a forward pass.
+        watch: is given the output and the token ids of each forward pass.
+
+    Returns:
+        Losses in nats, float32 ``[rows, length - 1]`` on the CPU, and the guesses, row after row.
     """
     device = next(model.parameters()).device
-    confidence, right = [], []
+    losses, confidence, right = [], [], []
     for part in torch.split(input_ids, batch_size):
         ids = part.to(device)
-        logits = model(input_ids=ids).logits[:, :-1].float()
+        output = model(input_ids=ids)
+        logits, following = output.logits[:, :-1].float(), ids[:, 1:]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
+        losses.append(loss.view(following.shape).cpu())
         best = logits.max(-1)
         confidence.append((best.values - torch.logsumexp(logits, -1)).exp().flatten().cpu())
-        right.append((best.indices == ids[:, 1:]).flatten().float().cpu())
-    return Guesses(torch.cat(confidence), torch.cat(right))
+        right.append((best.indices == following).flatten().float().cpu())
+        if watch is not None:
+            watch(output, ids)
+    return torch.cat(losses), Guesses(torch.cat(confidence), torch.cat(right))
 
 
 def calibration(found: Guesses, bins: int = BINS) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mango.corpus import Sequences, token_losses
 from mango.errors import EvaluationError
-from mango.evaluation.calibration import Guesses, guesses
+from mango.evaluation.calibration import Guesses, losses_and_guesses
 from mango.evaluation.metrics import bits_per_byte, mean_of, nats_per_token
 from mango.evaluation.routing import RoutingTotals
 from mango.evaluation.speed import PeakMemory, relative_time
@@ -83,30 +83,34 @@ class Bench:
             time = relative_time(
                 lambda: model(input_ids=batch), lambda: self.trunk(input_ids=batch), self.repeats, self.device
             )
-        if isinstance(model, MolForCausalLM):
-            measured = self._fused(model)
-        else:
-            losses = {
-                name: token_losses(model, text.input_ids, batch_size=self.batch_size)
-                for name, text in self.texts.items()
-            }
-            measured = Measured(losses, dict.fromkeys(self.texts, 1.0))
+        measured = self._told_again(model) if isinstance(model, Retold) else self._scored(model)
         measured.relative_time = time
         measured.peak_memory_mb = peak
         measured.flops = per_token(model, self.texts, self.counted)
-        pure = torch.cat([text.input_ids for name, text in self.texts.items() if name != SWITCHING])
-        if not isinstance(model, Retold):  # which guesses tokens of its own
-            measured.guesses = guesses(model, pure, batch_size=self.batch_size)
         return measured
 
-    def _fused(self, model: MolForCausalLM) -> Measured:
+    def _told_again(self, model: Retold) -> Measured:
+        """Return the losses of a model with another tokenizer, which guesses tokens of its own."""
+        losses = {n: token_losses(model, text.input_ids, batch_size=self.batch_size) for n, text in self.texts.items()}
+        return Measured(losses, dict.fromkeys(self.texts, 1.0))
+
+    def _scored(self, model: nn.Module) -> Measured:
+        """Return losses on every text, guesses on pure text, and what routers chose, from one pass over each text."""
         losses: dict[str, Tensor] = {}
         totals: dict[str, RoutingTotals] = {}
+        guesses: list[Guesses] = []
         for name, text in self.texts.items():
-            watched = Watched(model, RoutingTotals(model))
-            losses[name] = token_losses(watched, text.input_ids, batch_size=self.batch_size)
-            totals[name] = watched.totals
-        return Measured(losses, {name: t.cost() for name, t in totals.items()}, totals=totals)
+            watched = Watched(model, RoutingTotals(model)) if isinstance(model, MolForCausalLM) else None
+            if name == SWITCHING:
+                losses[name] = token_losses(watched or model, text.input_ids, batch_size=self.batch_size)
+            else:
+                watch = None if watched is None else watched.note
+                losses[name], found = losses_and_guesses(model, text.input_ids, batch_size=self.batch_size, watch=watch)
+                guesses.append(found)
+            if watched is not None:
+                totals[name] = watched.totals
+        cost = {name: totals[name].cost() if name in totals else 1.0 for name in self.texts}
+        return Measured(losses, cost, totals=totals, guesses=Guesses.of(guesses))
 
 
 class Watched(nn.Module):
@@ -120,8 +124,12 @@ class Watched(nn.Module):
     def token_losses(self, input_ids: Tensor) -> Tensor:
         """Return the loss of each token, ``[rows, length - 1]``, and note what routers chose."""
         output = self.model(input_ids=input_ids, labels=input_ids, losses_only=True)
-        self.totals.add(output, input_ids.numel())
+        self.note(output, input_ids)
         return output.token_losses  # type: ignore[no-any-return]
+
+    def note(self, output: Any, input_ids: Tensor) -> None:
+        """Note what routers chose in a pass over rows of tokens."""
+        self.totals.add(output, input_ids.numel())
 
 
 def row(
