@@ -294,10 +294,12 @@ def _try(method: MergeMethod, num_models: int, arguments: Mapping[str, Any]) -> 
         nothing = [np.empty(0)] * num_models
         method.shares(**arguments, **({} if method.measure is None else method.measure(nothing, **arguments)))
         return
-    empty = torch.empty(0)
+    empty = np.empty(0) if method.on_arrays else torch.empty(0)
     extra: dict[str, Any] = {"base": empty} if method.base == "reference" else {}
     if method.random:
         extra["seeds"] = tuple(range(num_models))
     if method.statistics is not None:
         extra[method.statistics] = [empty] * num_models
+    if method.on_arrays:
+        extra["dtype"] = "F64"
     method.combine([empty] * num_models, **extra, **arguments)

@@ -1,9 +1,9 @@
-"""Merging by weighted sums of what lies in safetensors files, without torch: importing it would take longer."""
+"""Merging what lies in safetensors files with numpy, without torch: importing it would take longer."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,7 @@ from mango.merging.outputs import COPY, OutputTensor, not_equal, not_finite
 from mango.merging.pipeline import Call, Maker
 from mango.merging.registry import MERGERS
 from mango.merging.tensor_sources import Renamed, Stored, TensorSource
-from mango.tensors.arrays import ARRAY_TYPES, Array, sum_arrays
+from mango.tensors.arrays import ARRAY_TYPES, Array, NotFiniteError, sum_arrays
 from mango.tensors.pieces import wide_piece_elements
 
 _MOST_FILES = 128
@@ -33,22 +33,15 @@ def is_plain(outputs: Sequence[OutputTensor]) -> bool:
 
 
 class ArrayMaker(Maker[Array]):
-    """Makes pieces of weighted sums and of copies with numpy; the bits are those that torch makes on a CPU."""
+    """Makes pieces of copies, of weighted sums and by methods that take arrays; the bits are those that torch makes."""
 
     def calls(self, output: OutputTensor, index: int) -> Iterator[Call[Array]]:
         """Map a tensor's inputs, measure them, and yield calls that make its pieces."""
         del index
         if output.method == COPY:
             return _copies(output)
-        method, arguments = MERGERS[output.method], dict(output.arguments)
-        assert method.shares is not None
         arrays = [_array(source) for _, source in output.sources]
-        if method.measure is not None:
-            arguments.update(method.measure(arrays, **arguments))
-        shares = method.shares(**arguments)
-        if output.base is not None:
-            arrays.insert(0, _array(output.base[1]))
-        return _sums(output, arrays, shares.coefficients, shares.divisor)
+        return _pieces(output, _merge_of(output, arrays, None if output.base is None else _array(output.base[1])))
 
     def view(self, piece: Array) -> memoryview:
         """Return the bytes of a piece."""
@@ -64,16 +57,12 @@ def seconds_per_element(output: OutputTensor, size: int) -> float:
     """
     if output.method == COPY or not size:
         return 0.0
-    method, arguments = MERGERS[output.method], dict(output.arguments)
-    assert method.shares is not None
-    arrays = [_ones(source.dtype, size) for source in output.inputs]
+    arrays = [_ones(source.dtype, size) for _, source in output.sources]
+    base = None if output.base is None else _ones(output.base[1].dtype, size)
     best = float("inf")
     for _ in range(2):
         start = time.perf_counter()
-        if method.measure is not None:
-            arguments.update(method.measure(arrays, **arguments))
-        shares = method.shares(**arguments)
-        sum_arrays(arrays, shares.coefficients, output.spec.dtype, divisor=shares.divisor)
+        _merge_of(output, arrays, base)(0, size)
         best = min(best, time.perf_counter() - start)
     return best / size
 
@@ -88,7 +77,8 @@ def _is_plain(output: OutputTensor) -> bool:
     types = {source.dtype for source in output.inputs} | {output.spec.dtype}
     if output.method == COPY:  # truth values are looked at one by one when torch reads them
         return len(types) == 1 and "BOOL" not in types and (len(output.sources) == 1 or not types & set(ARRAY_TYPES))
-    return MERGERS[output.method].shares is not None and types <= set(ARRAY_TYPES)
+    method = MERGERS[output.method]
+    return (method.shares is not None or method.on_arrays) and types <= set(ARRAY_TYPES)
 
 
 def _stored(source: TensorSource) -> Stored | None:
@@ -103,18 +93,36 @@ def _array(source: TensorSource) -> Array:
     return np.frombuffer(stored.checkpoint.view(stored.info.name), dtype=ARRAY_TYPES.get(source.dtype, np.uint8))
 
 
-def _sums(
-    output: OutputTensor, arrays: Sequence[Array], coefficients: Sequence[float], divisor: float
-) -> Iterator[Call[Array]]:
-    def piece(start: int, end: int) -> Array:
-        parts = [array[start:end] for array in arrays]
-        result, finite = sum_arrays(parts, coefficients, output.spec.dtype, divisor=divisor)
-        if not finite:
-            raise not_finite(output)
-        return result
+def _merge_of(output: OutputTensor, arrays: Sequence[Array], base: Array | None) -> Callable[[int, int], Array]:
+    """Measure whole arrays, and return what merges their elements from a position to another."""
+    method, arguments, dtype = MERGERS[output.method], dict(output.arguments), output.spec.dtype
+    if method.measure is not None:
+        arguments.update(method.measure(arrays, **arguments))
+    if method.shares is not None:
+        shares = method.shares(**arguments)
+        together = arrays if base is None else [base, *arrays]
+        return lambda start, end: sum_arrays(
+            [array[start:end] for array in together], shares.coefficients, dtype, divisor=shares.divisor
+        )
+    if method.random:
+        arguments["seeds"] = output.seeds
+    assert base is not None
+    return lambda start, end: method.combine(
+        [array[start:end] for array in arrays], base=base[start:end], first_position=start, dtype=dtype, **arguments
+    )
 
-    for start in range(0, output.spec.num_elements, wide_piece_elements()):
-        yield partial(piece, start, min(start + wide_piece_elements(), output.spec.num_elements))
+
+def _pieces(output: OutputTensor, merge: Callable[[int, int], Array]) -> Iterator[Call[Array]]:
+    def piece(start: int, end: int) -> Array:
+        try:
+            return merge(start, end)
+        except NotFiniteError:
+            raise not_finite(output) from None
+
+    # sums go through two buffers, other methods through six or eight, which are to stay in the cache as well
+    step = wide_piece_elements() // (1 if MERGERS[output.method].shares is not None else 2)
+    for start in range(0, output.spec.num_elements, step):
+        yield partial(piece, start, min(start + step, output.spec.num_elements))
 
 
 def _copies(output: OutputTensor) -> Iterator[Call[Array]]:

@@ -13,7 +13,7 @@ from mango.registry import Registry
 
 BaseRole = Literal["none", "optional", "reference", "start"]
 Statistic = Literal["fishers", "grams"]
-Combine = Callable[..., "torch.Tensor"]
+Combine = Callable[..., Any]
 Measure = Callable[..., Mapping[str, Any]]
 F = TypeVar("F", bound=Combine)
 
@@ -80,6 +80,9 @@ class MergeMethod:
         shares: of a method whose result is a weighted sum of base and tensors: ``shares(**arguments)`` returns its
             coefficients. Such sums are made without torch where they can be, and ``measure`` then gets flat arrays
             (see :mod:`mango.tensors.arrays`) instead of tensors.
+        on_arrays: ``combine`` also takes flat arrays of stored elements (see :mod:`mango.tensors.arrays`), and the
+            safetensors name of the type of the result as ``dtype``; it is elementwise and compares with a base. It
+            raises NotFiniteError where an element of the result is not finite.
         learned: the parameter that calibration text teaches where a document names some.
         without_effect: parameters that mergekit's documents may give this method and that change nothing: read, and
             noted.
@@ -96,6 +99,7 @@ class MergeMethod:
     random: bool = False
     statistics: Statistic | None = None
     shares: Callable[..., Shares] | None = None
+    on_arrays: bool = False
     learned: Learned | None = None
     without_effect: frozenset[str] = frozenset()
 
@@ -122,6 +126,7 @@ def merge_method(
     random: bool = False,
     statistics: Statistic | None = None,
     shares: Callable[..., Shares] | None = None,
+    on_arrays: bool = False,
     learned: Learned | None = None,
     without_effect: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
@@ -140,6 +145,7 @@ def merge_method(
         random: whether it takes seeds.
         statistics: what calibration must find for it.
         shares: its coefficients, if it is a weighted sum.
+        on_arrays: whether it takes arrays as well.
         learned: which parameter calibration text can teach.
         without_effect: parameters that are read and change nothing.
 
@@ -160,6 +166,7 @@ def merge_method(
             random=random,
             statistics=statistics,
             shares=shares,
+            on_arrays=on_arrays,
             learned=learned,
             without_effect=frozenset(without_effect),
         )

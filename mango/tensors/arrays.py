@@ -41,13 +41,13 @@ _LARGEST = {
 
 
 def widened(array: Array, out: Floats | None = None) -> Floats:
-    """Return the values of a flat array of stored elements as float64.
+    """Return the values of an array of stored elements as float64.
 
     Args:
-        array: of a type of `ARRAY_TYPES`, shape [n].
-        out: where to put them, float64 of shape [n]; a new array by default.
+        array: of a type of `ARRAY_TYPES`, any shape.
+        out: where to put them, float64 of that shape; a new array by default.
     """
-    out = np.empty(len(array)) if out is None else out
+    out = np.empty(array.shape) if out is None else out
     if array.dtype == np.uint16:
         words = array.astype(np.uint32)
         np.left_shift(words, _HALF, out=words)
@@ -60,27 +60,30 @@ class _Buffers(threading.local):
     """What sums of a thread are made in: allocated once, and small enough for the cache of a processor."""
 
     def __init__(self) -> None:
-        self.size = 0
+        self._kept: dict[str, tuple[Array, Array]] = {}
 
-    def of(self, size: int) -> tuple[Floats, Floats, npt.NDArray[np.float32], Words]:
-        if size > self.size:
-            self.size = max(size, wide_piece_elements())
-            self._kept = (
-                np.empty(self.size),
-                np.empty(self.size),
-                np.empty(self.size, np.float32),
-                np.empty(self.size, np.uint32),
-            )
-        total, wide, single, words = self._kept
-        return total[:size], wide[:size], single[:size], words[:size]
+    def doubles(self, size: int) -> tuple[Floats, Floats]:
+        return self._pair("doubles", size, np.float64, np.float64)
+
+    def singles(self, size: int) -> tuple[npt.NDArray[np.float32], Words]:
+        return self._pair("singles", size, np.float32, np.uint32)
+
+    def _pair(self, name: str, size: int, *types: type[np.generic]) -> tuple[Any, Any]:
+        if name not in self._kept or len(self._kept[name][0]) < size:
+            first, second = (np.empty(max(size, wide_piece_elements()), dtype) for dtype in types)
+            self._kept[name] = first, second
+        first, second = self._kept[name]
+        return first[:size], second[:size]
 
 
 _BUFFERS = _Buffers()
 
 
-def sum_arrays(
-    arrays: Sequence[Array], coefficients: Sequence[float], dtype: str, *, divisor: float = 1.0
-) -> tuple[Array, bool]:
+class NotFiniteError(ArithmeticError):
+    """An element is NaN or infinite in the type in which it is stored."""
+
+
+def sum_arrays(arrays: Sequence[Array], coefficients: Sequence[float], dtype: str, *, divisor: float = 1.0) -> Array:
     """Return the sum of arrays, each times its coefficient, computed in float64.
 
     Args:
@@ -90,10 +93,13 @@ def sum_arrays(
         divisor: what the sum is divided by at the end.
 
     Returns:
-        The elements of the sum in their stored type, shape [n], and whether all of them are finite there.
+        The elements of the sum in their stored type, shape [n].
+
+    Raises:
+        NotFiniteError: one of them is not finite there.
     """
     paired = dtype == "BF16" and all(_is_paired(array) for array in arrays)
-    total, wide, single, words = _BUFFERS.of(len(arrays[0]))
+    (total, wide), (single, _) = _BUFFERS.doubles(len(arrays[0])), _BUFFERS.singles(len(arrays[0]))
     with np.errstate(all="ignore"):
         for number, (array, coefficient) in enumerate(zip(arrays, coefficients, strict=True)):
             target = wide if number else total
@@ -106,18 +112,38 @@ def sum_arrays(
                 np.add(total, wide, out=total)
         if divisor != 1.0:
             np.divide(total, divisor, out=total)
-        if dtype == "F64":
-            return total.copy(), _is_within(total, _LARGEST["F64"])
-        np.copyto(single, total, casting="same_kind")
-        finite = _is_within(single, _LARGEST[dtype])
-        if dtype == "F32":
-            return single.copy(), finite
-        if dtype == "F16":
-            return single.astype(np.float16), finite
+        return stored(total, dtype, paired=paired)
+
+
+def stored(values: Floats, dtype: str, *, paired: bool = False) -> Array:
+    """Return float64 elements in the type in which they are stored, in memory of their own.
+
+    Args:
+        values: any shape.
+        dtype: safetensors name of the type.
+        paired: those at even places come first, then those at odd places (BF16 alone).
+
+    Returns:
+        Of the same shape.
+
+    Raises:
+        NotFiniteError: an element is not finite there.
+    """
+    if dtype == "F64":
+        _check_within(values, _LARGEST["F64"])
+        return values.copy()
+    single, words = _BUFFERS.singles(values.size)
+    with np.errstate(all="ignore"):
+        np.copyto(single, values.reshape(-1), casting="same_kind")
+    _check_within(single, _LARGEST[dtype])
+    if dtype == "F32":
+        result: Array = single.copy()
+    elif dtype == "F16":
+        result = single.astype(np.float16)
+    else:
         rounded = _round_to_upper(single.view(np.uint32), words)
-        if paired:
-            return _joined(rounded, words), finite
-        return np.right_shift(rounded, _HALF, out=words).astype(np.uint16), finite
+        result = _joined(rounded, words) if paired else np.right_shift(rounded, _HALF, out=words).astype(np.uint16)
+    return result.reshape(values.shape)
 
 
 def _is_paired(array: Array) -> bool:
@@ -152,5 +178,6 @@ def _round_to_upper(words: Words, spare: Words) -> Words:
     return np.add(words, spare, out=words)
 
 
-def _is_within(array: Array, limit: float) -> bool:
-    return not len(array) or bool(array.max() <= limit and array.min() >= -limit)  # a NaN fails both
+def _check_within(array: Array, limit: float) -> None:
+    if array.size and not (array.max() <= limit and array.min() >= -limit):  # a NaN fails both
+        raise NotFiniteError

@@ -46,10 +46,7 @@ def random_words(seed: int, first: int, count: int, device: torch.device | str =
         Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014), figure 15 (mix64variant13).
     """
     if torch.device(device).type == "cpu":
-        words = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
-        np.multiply(words, np.uint64(_STEP), out=words)
-        np.add(words, np.uint64(seed & (2**64 - 1)), out=words)
-        return torch.from_numpy(_mixed_array(words).view(np.int64))
+        return torch.from_numpy(_random_array(seed, first, count).view(np.int64))
     return _mixed(torch.arange(first + 1, first + 1 + count, device=device).mul_(_signed(_STEP)).add_(_signed(seed)))
 
 
@@ -68,26 +65,40 @@ def keep_at_random(
     Returns:
         bool of shape [count].
     """
-    if probability >= 1.0 or not count:
-        return torch.ones(count, dtype=torch.bool, device=device)
-    scaled = round(probability * 2**_EXACT_BITS)
-    if scaled <= 0:
-        return torch.zeros(count, dtype=torch.bool, device=device)
-    high, low = divmod(scaled, 2 ** (_EXACT_BITS - 16))
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(kept_at_random(seed, first, count, probability))
+    bounds = _bounds(probability)
+    if bounds is None or not count:
+        return torch.full((count,), probability >= 0.5, dtype=torch.bool, device=device)
     start, end = first // _LANES, -(-(first + count) // _LANES)
     words = random_words(seed, start, end - start, device)
-    lanes = words.view(torch.int16)[first - start * _LANES :][:count]  # four from each word, the lowest bits first
-    if lanes.device.type == "cpu":
-        unsigned = lanes.numpy().view(np.uint16)
-        kept = torch.from_numpy(unsigned < high)
-        equal = torch.from_numpy(np.flatnonzero(unsigned == high))
-    else:
-        wide = lanes.int().bitwise_and_(0xFFFF)
-        kept, equal = wide < high, (wide == high).nonzero().view(-1)
-    if low and len(equal):
+    wide = words.view(torch.int16)[first - start * _LANES :][:count].int().bitwise_and_(0xFFFF)
+    kept, equal = wide < bounds[0], (wide == bounds[0]).nonzero().view(-1)
+    if bounds[1] and len(equal):
         more = _mixed((equal + first).mul_(_signed(_STEP)).bitwise_xor_(_signed(~seed)))  # bits used for nothing else
-        kept[equal] = more.bitwise_and_(0xFFFFFFFF) < low
+        kept[equal] = more.bitwise_and_(0xFFFFFFFF) < bounds[1]
     return kept
+
+
+def kept_at_random(seed: int, first: int, count: int, probability: float) -> npt.NDArray[np.bool_]:
+    """Choose elements as `keep_at_random` does, as an array and without torch."""
+    bounds = _bounds(probability)
+    if bounds is None or not count:
+        return np.full(count, probability >= 0.5)
+    start, end = first // _LANES, -(-(first + count) // _LANES)
+    words = _random_array(seed, start, end - start)
+    lanes = words.view(np.uint16)[first - start * _LANES :][:count]  # four from each word, the lowest bits first
+    kept, equal = lanes < bounds[0], np.flatnonzero(lanes == bounds[0])
+    if bounds[1] and len(equal):
+        more = (equal + first).astype(np.uint64) * np.uint64(_STEP) ^ np.uint64(~seed & (2**64 - 1))
+        kept[equal] = (_mixed_array(more) & np.uint64(0xFFFFFFFF)) < np.uint64(bounds[1])
+    return kept
+
+
+def _bounds(probability: float) -> tuple[int, int] | None:
+    """Return what 16 random bits, and 32 more where these are equal, must be below; None for everything or nothing."""
+    scaled = round(probability * 2**_EXACT_BITS)
+    return divmod(scaled, 2 ** (_EXACT_BITS - 16)) if probability < 1.0 and scaled > 0 else None
 
 
 def uniform(seed: int, first: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -103,6 +114,13 @@ def uniform(seed: int, first: int, count: int, device: torch.device | str = "cpu
         float64 of shape [count], multiples of 2**-53.
     """
     return _shifted(random_words(seed, first, count, device), 11).double().mul_(2.0**-53)
+
+
+def _random_array(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    words = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
+    np.multiply(words, np.uint64(_STEP), out=words)
+    np.add(words, np.uint64(seed & (2**64 - 1)), out=words)
+    return _mixed_array(words)
 
 
 def _mixed_array(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -49,3 +49,7 @@ class Scratch:
     def double(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor's values in a buffer, as float64; the tensor itself is left alone."""
         return self.like(tensor).copy_(tensor)
+
+    def fill(self, buffer: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """Put a tensor's values into a buffer."""
+        return buffer.copy_(tensor)

@@ -27,12 +27,23 @@ METHODS: dict[str, dict[str, Any]] = {
         "base_model": "a",
         "parameters": {"weight": 0.6, "lambda": 0.4, "normalize": True},
     },
+    "dare_linear": {
+        "merge_method": "dare_linear",
+        "base_model": "a",
+        "parameters": {"weight": -0.6, "density": 0.4, "normalize": True},
+    },
+    "dare_ties": {"merge_method": "dare_ties", "base_model": "a", "parameters": {"weight": 0.6, "density": 0.3}},
+    "dare_mean": {
+        "merge_method": "dare_ties",
+        "base_model": "a",
+        "parameters": {"weight": 0.6, "density": 0.7, "normalize": True, "rescale": False, "lambda": 0.8},
+    },
     "passthrough": {"merge_method": "passthrough", "models": [{"model": "a", "parameters": {"scale": 0.9}}]},
 }
 
 
 def document(name: str, dtype: str | None = None) -> dict[str, Any]:
-    names = "abc" if name in ("linear", "sum", "lambda", "task_arithmetic") else "ab"
+    names = "ab" if name in ("slerp", "passthrough") else "abc"
     return {"models": [{"model": n} for n in names], **METHODS[name], **({"dtype": dtype} if dtype else {})}
 
 
@@ -105,7 +116,7 @@ def test_a_weight_that_is_not_finite_is_refused(wrong: float, places: dict[str, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "needs"), [("linear", False), ("slerp", False), ("ties", True)])
+@pytest.mark.parametrize(("name", "needs"), [("linear", False), ("slerp", False), ("dare_ties", False), ("ties", True)])
 def test_the_command_imports_torch_only_where_it_is_used(
     name: str, needs: bool, places: dict[str, str], tmp_path: Path
 ) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
 
 from mango.config import Frozen
 from mango.merging.methods.weights import change_total
-from mango.tensors.scratch import Scratch
+from mango.tensors.work import TensorWork, work_on
+
+Merged = TypeVar("Merged")
 
 ROUNDING = 2.0**-50
 """A sum this small beside the sum of its magnitudes is rounding noise of float64, and elects no sign."""
@@ -30,63 +34,95 @@ class SparseParams(ChangeParams):
     density: float = Field(1.0, ge=0, le=1, description="share of each model's difference that is kept")
 
 
+@dataclass(frozen=True)
+class Chance:
+    """Which elements of a difference are kept at random.
+
+    Attributes:
+        seed: of the model in this tensor.
+        first: flat position of the first element in the whole tensor.
+        probability: of keeping an element; 1 keeps all.
+    """
+
+    seed: int
+    first: int
+    probability: float
+
+
 def add_changes(
-    start: torch.Tensor,
-    changes: Iterable[torch.Tensor],
+    start: Merged,
+    changes: Iterable[Any],
     *,
     weight: Sequence[float],
     method: str,
     elect: bool,
     normalize: bool,
     lambda_: float,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     scales: Sequence[float] | None = None,
-) -> torch.Tensor:
+    chances: Sequence[Chance] | None = None,
+) -> Merged:
     """Return the base plus the joined differences from it.
 
     Without election this is their weighted sum. With it, the sign of each element is that of the weighted sum, and
     the weighted differences of that sign are summed. Where the sum is zero no sign is elected, and nothing is added.
 
     Args:
-        start: the base, float64; left alone.
+        start: the base, float64; left alone. A tensor, or an array.
         changes: float64 differences from it, of its shape, one asked for at a time; they are used up.
         weight: one weight for each.
         method: name of the method, for messages.
         elect: whether signs are elected.
         normalize: divide by the sum of the weights, with election by that of the models that agree.
         lambda_: scale of what is added.
-        dtype: type of the result.
+        dtype: type of the result: of torch for tensors, by its safetensors name for arrays.
         scales: what each difference is multiplied with beside its weight; 1 by default.
+        chances: which elements of each are kept; all by default.
 
     Returns:
-        A tensor of the shape of the base, rounded once.
+        Of the shape of the base, rounded once: a tensor, or an array of stored elements.
 
     Raises:
         MergeError: the weights to divide by sum to zero.
+        NotFiniteError: an element of an array is not finite in its type.
     """
     factors = list(weight) if scales is None else [w * s for w, s in zip(weight, scales, strict=True)]
-    with Scratch() as buffers:
+    chosen: Sequence[Chance | None] = chances or [None] * len(factors)
+    with work_on(start) as work:
         if not elect:
             scale = lambda_ / (change_total(method, weight) if normalize else 1.0)
-            result = buffers.double(start)
-            for change, factor in zip(changes, factors, strict=True):
-                result.add_(change, alpha=factor * scale)
+            result = work.fill(work.like(start), start)
+            spare = work.like(start)
+            for change, factor, chance in zip(changes, factors, chosen, strict=True):
+                work.add(result, _pull(work, change, factor * scale, chance, spare), out=result)
         else:
-            sides = _Sides(buffers, normalize)
-            for change, w, factor in zip(changes, weight, factors, strict=True):
-                sides.add(change, w, factor)
+            sides = _Sides(work, start, normalize)
+            for change, w, factor, chance in zip(changes, weight, factors, chosen, strict=True):
+                sides.add(change, w, factor, chance)
             elected = sides.elected()
-            result = torch.add(start, elected, alpha=lambda_, out=elected)
-        return result.to(dtype, copy=True)
+            if lambda_ != 1.0:
+                work.multiply(elected, lambda_, out=elected)
+            result = work.add(start, elected, out=elected)
+        merged: Merged = work.stored(result, dtype)
+        return merged
 
 
 def elected_signs(changes: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sign of the sum of float64 tensors, 0 where it is zero up to rounding; shape of one of them."""
-    with Scratch() as buffers:
-        sides, used = _Sides(buffers, normalize=False), buffers.like(changes[0])
+    with TensorWork() as work:
+        sides, used = _Sides(work, changes[0], normalize=False), work.like(changes[0])
         for change in changes:
-            sides.add(used.copy_(change), 1.0, 1.0)
-        return sides.signs().clone()
+            sides.add(used.copy_(change), 1.0, 1.0, None)
+        return torch.sign(sides.elected())
+
+
+def _pull(work: Any, change: Any, factor: float, chance: Chance | None, spare: Any) -> Any:
+    """Return a difference times a factor, where chance keeps it, in its own memory."""
+    if chance is None or chance.probability >= 1.0:
+        return work.multiply(change, factor, out=change)
+    return work.keep_random(
+        change, factor, seed=chance.seed, first=chance.first, probability=chance.probability, spare=spare
+    )
 
 
 class _Sides:
@@ -94,74 +130,49 @@ class _Sides:
 
     Of pulls that sum to ``s`` and whose magnitudes sum to ``m``, those up sum to ``(m + s) / 2`` and those down to
     ``(m - s) / 2``: the larger side is ``(m + |s|) / 2``, and its sign that of ``s``. Written without comparisons and
-    selections, which are many times slower than arithmetic in torch.
+    selections, which are many times slower than arithmetic.
     """
 
-    def __init__(self, buffers: Scratch, normalize: bool) -> None:
-        self._buffers = buffers
-        self._pulls: tuple[torch.Tensor, torch.Tensor] | None = None  # their sum and that of their magnitudes
-        self._weights: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._spare: torch.Tensor | None = None
-        self._normalize = normalize
+    def __init__(self, work: Any, start: Any, normalize: bool) -> None:
+        self._work = work
+        self._total, self._size, self._spare = (work.like(start) for _ in range(3))
+        self._other = work.like(start)
+        self._weights = (work.like(start), work.like(start)) if normalize else None  # of those up, of those down
         self._given: list[float] = []
 
-    def add(self, change: torch.Tensor, weight: float, factor: float) -> None:
+    def add(self, change: Any, weight: float, factor: float, chance: Chance | None) -> None:
         """Add a difference, which is used up, times a factor; its weight is what is divided by."""
+        work, is_first = self._work, not self._given
         self._given.append(weight)
-        spare = self._free(change)
-        if self._pulls is None:
-            total = torch.mul(change, factor, out=self._buffers.like(change))
-            self._pulls = total, torch.abs(total, out=self._buffers.like(change))
-        else:
-            self._pulls[0].add_(change, alpha=factor)
-            self._pulls[1].add_(torch.abs(change, out=spare), alpha=abs(factor))
-        if not self._normalize:
-            return
-        change.sign_()
-        if factor <= 0:
-            change.neg_() if factor else change.zero_()
-        up = torch.clamp(change, min=0.0, out=spare)
-        down = torch.sub(up, change, out=change)
-        if self._weights is None:
-            like = self._buffers.like
-            self._weights = torch.mul(up, weight, out=like(up)), torch.mul(down, weight, out=like(down))
-        else:
-            self._weights[0].add_(up, alpha=weight)
-            self._weights[1].add_(down, alpha=weight)
-
-    def signs(self) -> torch.Tensor:
-        """Return 1 where the elements are pulled up, -1 where down, 0 where both pulls are equal up to rounding.
-
-        It uses their sum up.
-        """
-        total, size = self._both()
-        length = torch.abs(total, out=self._free(total))
-        decided = torch.sub(length, size, alpha=ROUNDING, out=self._buffers.like(total)).clamp_(min=0.0).sign_()
-        return total.sign_().mul_(decided)
-
-    def _free(self, like: torch.Tensor) -> torch.Tensor:
-        """Return a buffer of a shape that is good until it is asked for again."""
-        if self._spare is None:
-            self._spare = self._buffers.like(like)
-        return self._spare
-
-    def _both(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._pulls is None:
-            raise AssertionError("no difference was added")
-        return self._pulls
-
-    def elected(self) -> torch.Tensor:
-        """Return the sum of the larger side, or the mean over it; zero where no sign is elected. It uses them up."""
-        total, size = self._both()
-        twice = torch.abs(total, out=self._buffers.like(total)).add_(size)  # NaN stays NaN
-        signs = self.signs()
+        pull = _pull(work, change, factor, chance, self._spare)
         if self._weights is not None:
-            share = torch.clamp(signs, min=0.0, out=self._free(signs))
-            divisor = torch.lerp(self._weights[1], self._weights[0], share, out=share)
+            signs = work.sign(pull, out=self._spare)
+            up = work.at_least(signs, 0.0, out=self._other)
+            for total, side in zip(self._weights, (up, work.subtract(up, signs, out=signs)), strict=True):
+                if is_first:
+                    work.multiply(side, weight, out=total)
+                else:
+                    work.add_multiple(total, side, weight)
+        if is_first:
+            work.fill(self._total, pull)
+            work.absolute(pull, out=self._size)
+        else:
+            work.add(self._total, pull, out=self._total)
+            work.add(self._size, work.absolute(pull, out=pull), out=self._size)
+
+    def elected(self) -> Any:
+        """Return the sum of the larger side, or the mean over it; zero where no sign is elected. It uses them up."""
+        if not self._given:
+            raise AssertionError("no difference was added")
+        work, total, size = self._work, self._total, self._size
+        length = work.absolute(total, out=self._other)
+        larger = work.add(length, size, out=self._spare)  # twice as much; NaN stays NaN
+        if self._weights is not None:
+            divisor = work.choose(total, *self._weights)
             if min(self._given) < 0:  # those that agree may cancel out; their sum is left undivided then
-                vanishing = divisor.abs() <= 1e-12 * sum(map(abs, self._given))
-                divisor.masked_fill_(vanishing, 1.0)
+                work.ones_below(divisor, 1e-12 * sum(map(abs, self._given)))
             else:
-                divisor.clamp_(min=1e-300)  # where no model agrees, which leaves zero
-            twice.div_(divisor)
-        return twice.mul_(signs.mul_(0.5))
+                work.at_least(divisor, 1e-300, out=divisor)  # where no model agrees, which leaves zero
+            work.divide(larger, divisor, out=larger)
+        signed = work.copysign(work.multiply(larger, 0.5, out=larger), total, out=larger)
+        return work.keep_above(signed, length, work.multiply(size, ROUNDING, out=size), total)

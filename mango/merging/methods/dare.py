@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
 
-from mango.merging.methods.consensus import SparseParams, add_changes
+from mango.merging.methods.consensus import Chance, SparseParams, add_changes
 from mango.merging.registry import merge_method
-from mango.tensors.masks import keep_only
-from mango.tensors.randomness import keep_at_random
-from mango.tensors.scratch import Scratch
+from mango.tensors.arrays import Array
+from mango.tensors.work import work_on
 
 
 class DareParams(SparseParams):
@@ -30,11 +30,12 @@ class DareParams(SparseParams):
     required=("weight",),
     elementwise=True,
     random=True,
+    on_arrays=True,
 )
 def dare_linear(
-    tensors: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor | Array],
     *,
-    base: torch.Tensor,
+    base: torch.Tensor | Array,
     weight: Sequence[float],
     density: Sequence[float],
     seeds: Sequence[int] | None = None,
@@ -42,15 +43,15 @@ def dare_linear(
     rescale: bool = True,
     lambda_: float = 1.0,
     first_position: int = 0,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
+    dtype: torch.dtype | str | None = None,
+) -> Any:
     """Return the base plus the weighted sum of randomly thinned differences from it, computed in float64.
 
     Each element of a difference is kept with the probability ``density`` and divided by it, so that its expectation
     is the element. Whether it is kept is a function of the model's seed and the element's position alone.
 
     Args:
-        tensors: floating point tensors of one shape.
+        tensors: floating point tensors of one shape, or flat arrays of stored elements.
         base: what they were trained from, of the same shape.
         weight: one weight for each.
         density: probability of keeping an element of each, 0 to 1.
@@ -59,10 +60,10 @@ def dare_linear(
         rescale: divide what is kept by its probability.
         lambda_: scale of the sum.
         first_position: flat position of the first element in the whole tensor, when these are pieces.
-        dtype: type of the result; that of the base by default.
+        dtype: type of the result, that of the base by default; of arrays, its safetensors name.
 
     Returns:
-        A tensor of that shape, rounded once.
+        A tensor or an array of that shape, rounded once.
 
     Raises:
         MergeError: the weights to divide by sum to zero.
@@ -70,19 +71,20 @@ def dare_linear(
     Source:
         Yu et al., "Language Models are Super Mario" (2023), arXiv:2311.03099, section 3.2.
     """
-    with Scratch() as buffers:
-        start = buffers.double(base)
-        return add_changes(
-            start,
-            _thinned(tensors, start, density, seeds, first_position, buffers),
-            weight=weight,
-            method="dare_linear",
-            elect=False,
-            normalize=normalize,
-            lambda_=lambda_,
-            dtype=dtype or base.dtype,
-            scales=_scales(density, rescale),
-        )
+    return _merged(
+        tensors,
+        base,
+        density,
+        seeds,
+        first_position,
+        weight=weight,
+        method="dare_linear",
+        elect=False,
+        normalize=normalize,
+        lambda_=lambda_,
+        dtype=dtype or base.dtype,
+        scales=_scales(density, rescale),
+    )
 
 
 @merge_method(
@@ -93,11 +95,12 @@ def dare_linear(
     required=("weight",),
     elementwise=True,
     random=True,
+    on_arrays=True,
 )
 def dare_ties(
-    tensors: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor | Array],
     *,
-    base: torch.Tensor,
+    base: torch.Tensor | Array,
     weight: Sequence[float],
     density: Sequence[float],
     seeds: Sequence[int] | None = None,
@@ -105,8 +108,8 @@ def dare_ties(
     rescale: bool = True,
     lambda_: float = 1.0,
     first_position: int = 0,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
+    dtype: torch.dtype | str | None = None,
+) -> Any:
     """Return the base plus what randomly thinned differences agree on: thinning of DARE, election of TIES.
 
     Args:
@@ -127,37 +130,37 @@ def dare_ties(
     Source:
         arXiv:2311.03099, section 3.2, and arXiv:2306.01708, algorithm 1.
     """
-    with Scratch() as buffers:
-        start = buffers.double(base)
-        return add_changes(
-            start,
-            _thinned(tensors, start, density, seeds, first_position, buffers),
-            weight=weight,
-            method="dare_ties",
-            elect=True,
-            normalize=normalize,
-            lambda_=lambda_,
-            dtype=dtype or base.dtype,
-            scales=_scales(density, rescale),
-        )
+    return _merged(
+        tensors,
+        base,
+        density,
+        seeds,
+        first_position,
+        weight=weight,
+        method="dare_ties",
+        elect=True,
+        normalize=normalize,
+        lambda_=lambda_,
+        dtype=dtype or base.dtype,
+        scales=_scales(density, rescale),
+    )
 
 
-def _thinned(
-    tensors: Sequence[torch.Tensor],
-    start: torch.Tensor,
+def _merged(
+    tensors: Sequence[torch.Tensor | Array],
+    base: torch.Tensor | Array,
     density: Sequence[float],
     seeds: Sequence[int] | None,
     first_position: int,
-    buffers: Scratch,
-) -> Iterator[torch.Tensor]:
-    change = buffers.like(start)
-    for tensor, share, seed in zip(tensors, density, seeds or range(len(tensors)), strict=True):
-        change.copy_(tensor).sub_(start)
-        if share < 1:
-            keep_only(
-                change, keep_at_random(seed, first_position, change.numel(), share, change.device).view_as(change)
-            )
-        yield change
+    **options: Any,
+) -> Any:
+    chances = [
+        Chance(seed, first_position, share) for seed, share in zip(seeds or range(len(tensors)), density, strict=True)
+    ]
+    with work_on(base) as work:
+        start, change = work.double(base), work.like(base)
+        changes = (work.subtract(work.fill(change, tensor), start, out=change) for tensor in tensors)
+        return add_changes(start, changes, chances=chances, **options)
 
 
 def _scales(density: Sequence[float], rescale: bool) -> list[float]:
