@@ -1,7 +1,7 @@
 """Float64 work on pieces, the same with tensors of torch on any device and with arrays of numpy.
 
-Both offer the same operations under the same names, and make the same bits of the same elements: no product is fused
-with the sum that it is added to.
+Both offer the same operations under the same names, and make the same bits of the same elements, except where torch
+fuses a product with a sum (`add_multiple`).
 """
 
 from __future__ import annotations
@@ -67,15 +67,13 @@ class TensorWork(Scratch):
         """Return the magnitudes of one with the signs of the other."""
         return torch.copysign(sizes, signs, out=out)
 
-    def add_multiple(self, total: Values, signs: Values, factor: float) -> Values:
-        """Add numbers that are 1, 0 or -1, which are used up, times a factor, in place."""
-        return total.add_(signs, alpha=factor)  # the product is exact, so that fusing it changes nothing
+    def add_multiple(self, total: Values, values: Values, factor: float) -> Values:
+        """Add in place values, which are used up, times a factor; the product may not be rounded before."""
+        return total.add_(values, alpha=factor)
 
-    def choose(self, by: Values, first: Values, second: Values) -> Values:
-        """Return the first where a number is positive, else the second; both are used up."""
-        if by.is_cpu:
-            return torch.lerp(second, first, torch.sign(by).clamp_(min=0.0).nan_to_num_(0.0), out=second)
-        return torch.where(by > 0, first, second)
+    def choose(self, shares: Values, first: Values, second: Values) -> Values:
+        """Return the first where a number is 1, the second where it is 0; both are used up. NaN stays NaN."""
+        return torch.lerp(second, first, shares, out=second)
 
     def ones_below(self, values: Values, limit: float) -> Values:
         """Put 1 in the place of what is not larger in magnitude than a limit."""
@@ -88,9 +86,17 @@ class TensorWork(Scratch):
         return values.mul_(sizes > limits)
 
     def keep_random(
-        self, values: Values, factor: float, *, seed: int, first: int, probability: float, spare: Values
+        self,
+        values: Values,
+        factor: float,
+        *,
+        seed: int,
+        first: int,
+        probability: float,
+        spare: Values,
+        out: Values,
     ) -> Values:
-        """Multiply in place with a factor where chance keeps an element, else with 0; spare is used up.
+        """Return elements times a factor where chance keeps them, else times 0; spare is used up.
 
         Args:
             values: contiguous.
@@ -99,14 +105,15 @@ class TensorWork(Scratch):
             first: flat position of the first element.
             probability: of keeping an element.
             spare: a buffer of the same shape.
+            out: where the result goes.
         """
         if values.is_cpu:
-            arrays = values.numpy(), spare.numpy()
+            drawn: dict[str, Any] = {"seed": seed, "first": first, "probability": probability}
             with ArrayWork() as work:
-                work.keep_random(arrays[0], factor, seed=seed, first=first, probability=probability, spare=arrays[1])
-            return values
+                work.keep_random(values.numpy(), factor, **drawn, spare=spare.numpy(), out=out.numpy())
+            return out
         kept = keep_at_random(seed, first, values.numel(), probability, values.device).view_as(values)
-        return values.mul_(spare.copy_(kept).mul_(factor))
+        return torch.mul(values, spare.copy_(kept).mul_(factor), out=out)
 
     def stored(self, values: Values, dtype: torch.dtype | str) -> torch.Tensor:
         """Return the elements in a type, in memory of their own."""
@@ -187,13 +194,13 @@ class ArrayWork:
         """Return the magnitudes of one with the signs of the other."""
         return np.copysign(sizes, signs, out=out)
 
-    def add_multiple(self, total: Values, signs: Values, factor: float) -> Values:
-        """Add numbers that are 1, 0 or -1, which are used up, times a factor, in place."""
-        return np.add(total, np.multiply(signs, factor, out=signs), out=total)
+    def add_multiple(self, total: Values, values: Values, factor: float) -> Values:
+        """Add in place values, which are used up, times a factor."""
+        return np.add(total, np.multiply(values, factor, out=values), out=total)
 
-    def choose(self, by: Values, first: Values, second: Values) -> Values:
-        """Return the first where a number is positive, else the second; both are used up."""
-        np.copyto(second, first, where=by > 0)
+    def choose(self, shares: Values, first: Values, second: Values) -> Values:
+        """Return the first where a number is 1, the second where it is 0; both are used up."""
+        np.copyto(second, first, where=shares > 0)
         return second
 
     def ones_below(self, values: Values, limit: float) -> Values:
@@ -206,11 +213,19 @@ class ArrayWork:
         return np.multiply(values, _ones_where(np.greater(sizes, limits), 1.0, spare), out=values)
 
     def keep_random(
-        self, values: Values, factor: float, *, seed: int, first: int, probability: float, spare: Values
+        self,
+        values: Values,
+        factor: float,
+        *,
+        seed: int,
+        first: int,
+        probability: float,
+        spare: Values,
+        out: Values,
     ) -> Values:
-        """Multiply in place with a factor where chance keeps an element, else with 0; see `TensorWork.keep_random`."""
+        """Return elements times a factor where chance keeps them, else times 0; see `TensorWork.keep_random`."""
         kept = kept_at_random(seed, first, values.size, probability).reshape(values.shape)
-        return np.multiply(values, _ones_where(kept, factor, spare), out=values)
+        return np.multiply(values, _ones_where(kept, factor, spare), out=out)
 
     def stored(self, values: Values, dtype: torch.dtype | str) -> Array:
         """Return the elements in a type, given by its safetensors name, in memory of their own.

@@ -94,7 +94,7 @@ def add_changes(
             result = work.fill(work.like(start), start)
             spare = work.like(start)
             for change, factor, chance in zip(changes, factors, chosen, strict=True):
-                work.add(result, _pull(work, change, factor * scale, chance, spare), out=result)
+                work.add(result, _pull(work, change, factor * scale, chance, spare, change), out=result)
         else:
             sides = _Sides(work, start, normalize)
             for change, w, factor, chance in zip(changes, weight, factors, chosen, strict=True):
@@ -116,13 +116,12 @@ def elected_signs(changes: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.sign(sides.elected())
 
 
-def _pull(work: Any, change: Any, factor: float, chance: Chance | None, spare: Any) -> Any:
-    """Return a difference times a factor, where chance keeps it, in its own memory."""
+def _pull(work: Any, change: Any, factor: float, chance: Chance | None, spare: Any, out: Any) -> Any:
+    """Return a difference times a factor, where chance keeps it."""
     if chance is None or chance.probability >= 1.0:
-        return work.multiply(change, factor, out=change)
-    return work.keep_random(
-        change, factor, seed=chance.seed, first=chance.first, probability=chance.probability, spare=spare
-    )
+        return work.multiply(change, factor, out=out)
+    drawn = {"seed": chance.seed, "first": chance.first, "probability": chance.probability}
+    return work.keep_random(change, factor, spare=spare, out=out, **drawn)
 
 
 class _Sides:
@@ -144,9 +143,13 @@ class _Sides:
         """Add a difference, which is used up, times a factor; its weight is what is divided by."""
         work, is_first = self._work, not self._given
         self._given.append(weight)
-        pull = _pull(work, change, factor, chance, self._spare)
+        fused = chance is None and not is_first  # one pass less; what arrays are merged by has chances
+        target = self._total if is_first else change
+        pull = change if fused else _pull(work, change, factor, chance, self._spare, target)
         if self._weights is not None:
             signs = work.sign(pull, out=self._spare)
+            if fused and factor <= 0:
+                work.multiply(signs, -1.0 if factor else 0.0, out=signs)
             up = work.at_least(signs, 0.0, out=self._other)
             for total, side in zip(self._weights, (up, work.subtract(up, signs, out=signs)), strict=True):
                 if is_first:
@@ -154,8 +157,10 @@ class _Sides:
                 else:
                     work.add_multiple(total, side, weight)
         if is_first:
-            work.fill(self._total, pull)
             work.absolute(pull, out=self._size)
+        elif fused:
+            work.add_multiple(self._total, pull, factor)
+            work.add_multiple(self._size, work.absolute(pull, out=self._spare), abs(factor))
         else:
             work.add(self._total, pull, out=self._total)
             work.add(self._size, work.absolute(pull, out=pull), out=self._size)
@@ -167,12 +172,15 @@ class _Sides:
         work, total, size = self._work, self._total, self._size
         length = work.absolute(total, out=self._other)
         larger = work.add(length, size, out=self._spare)  # twice as much; NaN stays NaN
-        if self._weights is not None:
-            divisor = work.choose(total, *self._weights)
+        limits = work.multiply(size, ROUNDING, out=size)
+        if self._weights is None:
+            signed = work.copysign(larger, total, out=larger)
+        else:
+            signs = work.sign(total, out=total)
+            divisor = work.choose(work.at_least(signs, 0.0, out=work.like(signs)), *self._weights)
             if min(self._given) < 0:  # those that agree may cancel out; their sum is left undivided then
                 work.ones_below(divisor, 1e-12 * sum(map(abs, self._given)))
             else:
                 work.at_least(divisor, 1e-300, out=divisor)  # where no model agrees, which leaves zero
-            work.divide(larger, divisor, out=larger)
-        signed = work.copysign(work.multiply(larger, 0.5, out=larger), total, out=larger)
-        return work.keep_above(signed, length, work.multiply(size, ROUNDING, out=size), total)
+            signed = work.multiply(work.divide(larger, divisor, out=larger), signs, out=larger)
+        return work.keep_above(work.multiply(signed, 0.5, out=signed), length, limits, total)
