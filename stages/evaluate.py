@@ -93,6 +93,8 @@ def headline_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
             figures |= {f"{system['name']}.{m}": float(system[m]) for m in measures if system[m] is not None}
         elif system["kind"] == "merge":
             figures[f"{system['name']}.pure_mean"] = float(system["pure_mean"])
+    for text, found in evaluation.get("budget", {}).items():
+        figures |= {f"budget.{text}.dominates_{kind}": float(on) for kind, on in found["dominates"].items()}
     return figures | task_metrics(evaluation)
 
 

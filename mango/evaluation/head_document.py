@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mango.evaluation.budget import dominance
 from mango.evaluation.headline import headline
 from mango.evaluation.retention import retention
 from mango.evaluation.routing import positions
@@ -36,6 +37,7 @@ def head_document(found: Mapping[str, Any], corpus_hash: str, record: Mapping[st
             "sample": [],
         },
         "retention": kept,
+        "budget": dominance(found["systems"]),
         "corpus": {
             "domains": {
                 domain: {

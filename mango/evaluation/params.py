@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from mango.config import Frozen
 
@@ -55,6 +55,8 @@ class EvaluateParams(Frozen):
         prompt: tokens by which whole-model routing chooses its model.
         speed_repeats: timed passes of each system, each beside one of the trunk.
         counted_sequences: sequences of each text on which floating-point operations are counted.
+        budget: points of the curve of quality against compute: the experts of a token are the most probable ones that
+            make up this share of the router's probability. With any, one expert without catch-up is a point too.
         lm_eval: tasks of the lm-evaluation-harness, and how they are run.
     """
 
@@ -64,4 +66,13 @@ class EvaluateParams(Frozen):
     prompt: int = Field(default=32, ge=1)
     speed_repeats: int = Field(default=3, ge=1)
     counted_sequences: int = Field(default=2, ge=1)
+    budget: tuple[float, ...] = (0.8, 0.97)
     lm_eval: LmEvalParams = LmEvalParams()
+
+    @field_validator("budget")
+    @classmethod
+    def _shares(cls, budget: tuple[float, ...]) -> tuple[float, ...]:
+        for share in budget:
+            if not 0 < share < 1:
+                raise ValueError(f"{share:g} is no share of the probability between 0 and 1")
+        return budget

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mango.evaluation.report_svg import Point as ChartPoint
 from mango.evaluation.report_svg import visible_limit
 from mango.evaluation.report_words import KINDS, spaced
-from mango.evaluation.schema import Evaluation, System, SystemKind
+from mango.evaluation.schema import Evaluation, System
+from mango.evaluation.schema_base import SystemKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,13 +122,16 @@ def _systems(evaluation: Evaluation) -> Figure:
 def _scatter(axes: Axes, points: list[tuple[System, float, float]], title: str, unit: str) -> None:
     limit = visible_limit([ChartPoint("", "fused", cost, loss) for _, cost, loss in points])
     shown = [(system, cost, loss) for system, cost, loss in points if loss <= limit]
+    fused = sorted((cost, loss) for system, cost, loss in shown if system.kind == "fused")
+    axes.plot([cost for cost, _ in fused], [loss for _, loss in fused], color=_ACCENT, linewidth=1.2, alpha=0.6)
     for system, cost, loss in shown:
         hollow = system.kind == "oracle"
         face, edge = ("white", _GREY) if hollow else (_colour(system), "white")
         axes.scatter(
             cost, loss, s=64, marker=_MARKERS[system.kind], color=face, edgecolors=edge, zorder=3, linewidths=1.2
         )
-        if system.kind in ("fused", "trunk", "ensemble", "control"):
+        named = system.name in ("fused_soft", "fused_hard") or system.kind in ("trunk", "ensemble", "control")
+        if named:
             raised, colour = (4, _ACCENT) if system.kind == "fused" else (0, _DARK)
             axes.annotate(
                 system.label,

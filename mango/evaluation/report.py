@@ -11,7 +11,9 @@ from typing import Any
 from mango.checkpoints import write_file
 from mango.evaluation.plots import draw
 from mango.evaluation.report_html import render
-from mango.evaluation.schema import Evaluation, Kept, TaskScore, parse
+from mango.evaluation.schema import Evaluation, Kept, parse
+from mango.evaluation.schema_budget import Against
+from mango.evaluation.schema_tasks import TaskScore
 
 
 def write_report(evaluation: Mapping[str, Any], out: Path) -> list[Path]:
@@ -23,8 +25,8 @@ def write_report(evaluation: Mapping[str, Any], out: Path) -> list[Path]:
 
     Returns:
         The files written: ``report.html``, ``plots/*.png``, and
-        ``plots/{systems,training,retention,calibration,router}.csv``, and ``plots/tasks.csv`` where tasks were asked
-        for. The same evaluation gives the same bytes.
+        ``plots/{systems,training,retention,calibration,router}.csv``, and ``plots/{budget,tasks}.csv`` where there is
+        a curve and tasks were asked for. The same evaluation gives the same bytes.
 
     Raises:
         EvaluationError: The document breaks the schema. Nothing is written then.
@@ -64,6 +66,12 @@ def tables(evaluation: Evaluation) -> dict[str, str]:
         ),
         "router.csv": _csv(("position", "domain", "expert", "utilisation", "entropy_nats"), _router_rows(evaluation)),
     }
+    if evaluation.budget:
+        against = ((text, one) for text, found in evaluation.budget.items() for one in found.against)
+        names = tuple(Against.model_fields)
+        made["budget.csv"] = _csv(
+            ("text", *names), ([text, *(getattr(one, n) for n in names)] for text, one in against)
+        )
     if evaluation.lm_eval is not None:
         columns = tuple(TaskScore.model_fields)
         rows = ([getattr(score, name) for name in columns] for score in evaluation.lm_eval.scores)

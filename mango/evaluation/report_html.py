@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from mango.evaluation.report_budget import budget_table
 from mango.evaluation.report_kept import calibration_section, retention_table, work_table
 from mango.evaluation.report_layers import layers_section
 from mango.evaluation.report_merges import merges_table
@@ -73,7 +74,9 @@ def _systems(evaluation: Evaluation) -> str:
 
 
 def _has_label(system: System, best_merge: bool) -> bool:
-    """Return whether a chart names a system: single experts and all but the best merge only crowd it."""
+    """Return whether a chart names a system: single experts, other merges and points of a budget only crowd it."""
+    if system.kind == "fused":
+        return system.name in ("fused_soft", "fused_hard")
     return system.name == "best_single" if system.kind == "expert" else system.kind != "merge" or best_merge
 
 
@@ -99,10 +102,11 @@ def _quality(evaluation: Evaluation) -> str:
     on_pure = points([(s, s.pure_mean, s.cost) for s in ordered])
     return (
         "<section><h2>Quality against cost</h2>"
-        '<p class="muted">Down and left is better. The dashed line joins the systems that nothing cheaper beats; '
-        "an arrow marks a value above the frame. Small marks without a name are single experts and other merges.</p>"
+        '<p class="muted">Down and left is better. The blue line is the fused model from one expert a token to all of '
+        "them; the dashed line joins the systems that nothing cheaper beats; an arrow marks a value above the frame. "
+        "Small marks without a name are single experts, other merges and points of the blue line.</p>"
         f'<div class="panels">{panel("Text that switches domain", switching, on_switching)}'
-        f"{panel('Pure domains', pure, on_pure)}</div></section>"
+        f"{panel('Pure domains', pure, on_pure)}</div>{budget_table(evaluation)}</section>"
     )
 
 

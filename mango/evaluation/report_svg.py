@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mango.evaluation.schema import SystemKind
+from mango.evaluation.schema_base import SystemKind
 from mango.pages import BOTTOM, LEFT, RIGHT, TOP, WIDTH, axes, line, svg, text, ticks
 
 _FONT = 10.0
@@ -66,7 +66,7 @@ def visible_limit(points: Sequence[Point]) -> float:
 
 
 def quality_against_cost(points: Sequence[Point], *, title: str, cost_name: str) -> str:
-    """Draw loss against cost: down and left is better; the line joins what nothing cheaper beats.
+    """Draw loss against cost: down and left is better; lines join what nothing cheaper beats, and the fused points.
 
     Args:
         points: Systems, those whose label matters most first.
@@ -99,6 +99,10 @@ def quality_against_cost(points: Sequence[Point], *, title: str, cost_name: str)
         for i, p in enumerate(front)
     )
     body.append(f'<path d="{path}H{right:.1f}" class="front"/>')
+    fused = sorted((point.cost, point.loss) for point in points if point.kind == "fused" and point.loss <= limit)
+    if len(fused) > 1:
+        joined = " ".join(f"{x_at(cost):.1f},{y_at(loss):.1f}" for cost, loss in fused)
+        body.append(f'<polyline points="{joined}" class="curve"/>')
     taken = [(x_at(p.cost) - 6, y_at(p.loss) - 6, x_at(p.cost) + 6, y_at(p.loss) + 6) for p in points]
     marks = []
     for point in points:

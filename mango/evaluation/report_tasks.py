@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from mango.evaluation.schema import Evaluation, LmEval, TaskScore
+from mango.evaluation.schema import Evaluation
+from mango.evaluation.schema_tasks import LmEval, TaskScore
 from mango.pages import scrolling
 
 _DASH = "\N{EN DASH}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mango.evaluation.schema import Evaluation, Headline, System, SystemKind, Units
+from mango.evaluation.schema import Evaluation, Headline, System, Units
+from mango.evaluation.schema_base import SystemKind
 
 KINDS: dict[SystemKind, str] = {
     "fused": "Fused model",
@@ -21,6 +22,7 @@ KINDS: dict[SystemKind, str] = {
 _SYSTEMS = {
     "fused_soft": "All experts run on every token and the router mixes them.",
     "fused_hard": "Only the expert that the router chose runs; on each switch it first catches up on the last tokens.",
+    "fused_no_catch_up": "Only the expert that the router chose runs, and it reads nothing that others were given.",
     "best_single": "The one expert with the best mean over all domains.",
     "self_stitch": "Same adapters and routers, trunk spans in place of all experts: what added capacity gains alone.",
     "continued_trunk": "The trunk trained further on the same text: what the data gains alone.",

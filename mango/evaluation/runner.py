@@ -17,6 +17,7 @@ from mango.checkpoints import open_config, open_model, open_tokenizer
 from mango.corpus import CorpusParams, ImageReader, corpus_sha256, pack, switching
 from mango.errors import EvaluationError
 from mango.evaluation import baselines
+from mango.evaluation.budget import dominance, points
 from mango.evaluation.calibration import calibration
 from mango.evaluation.harness import Harness, score_subjects
 from mango.evaluation.head_document import head_document
@@ -29,6 +30,7 @@ from mango.evaluation.speed import seconds
 from mango.evaluation.subjects import Subjects, merge_facts, saved_models
 from mango.evaluation.systems import SWITCHING, Bench, Measured, Texts, row
 from mango.fusion import MolForCausalLM, MolPreTrainedModel, MolRowModel
+from mango.fusion.routers import Selection
 from mango.fusion.tasks import task_of_source
 from mango.surgery.vocabulary import Retokeniser, Retold
 
@@ -129,6 +131,8 @@ def evaluate_all(
             rows[-1]["merge"] = merge_facts(folder)
     _whole_models(add, single, params, corpus, len(sources), one_tokenizer=not strangers)
     soft, hard = _fused_modes(add, bench, subjects.fused, device)
+    for name, label, note, selection in points(fused, params.budget):
+        add(name, label, "fused", bench.measure(lambda how=selection: _routed(subjects.fused, device, how)), note)  # type: ignore[misc]
     domains = [text for text in texts if text != SWITCHING]
     scored = None
     if harness is not None:
@@ -157,6 +161,7 @@ def evaluate_all(
         },
         "retention": kept,
         "calibration": calibrated,
+        "budget": dominance(rows),
         "lm_eval": scored,
         "corpus": {
             "domains": {
@@ -190,6 +195,12 @@ def _harness(fused: MolPreTrainedModel, subjects: Subjects, params: EvaluatePara
             "out"
         )
     return Harness(params.lm_eval, seed=seed, tokenizer=subjects.fused)
+
+
+def _routed(folder: Path, device: torch.device, how: str | Selection) -> nn.Module:
+    model = _load_fused(folder, device)
+    model.set_routing(how)
+    return model
 
 
 def _best_single(rows: list[Row]) -> Row:
@@ -261,13 +272,7 @@ def _fused_modes(
         ("soft", "Fused, soft", "every expert processes every token"),
         ("hard", "Fused, hard top-1", "each token is processed by one expert, which catches up when it is entered"),
     ):
-
-        def load(mode: str = mode) -> nn.Module:
-            model = _load_fused(folder, device)
-            model.set_routing(mode)
-            return model
-
-        measured.append(bench.measure(load))
+        measured.append(bench.measure(lambda mode=mode: _routed(folder, device, mode)))  # type: ignore[misc]
         add(f"fused_{mode}", label, "fused", measured[-1], note)
     return measured[0], measured[1]
 

@@ -11,27 +11,15 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from mango.config import Frozen
 from mango.errors import EvaluationError
+from mango.evaluation.schema_base import Cost, Count, Loss, Name, Share, Spread, SystemKind
+from mango.evaluation.schema_base import Strict as _Strict
+from mango.evaluation.schema_budget import Dominance
+from mango.evaluation.schema_tasks import LmEval
 
 SCHEMA_VERSION = 1
-
-SystemKind = Literal["fused", "trunk", "expert", "merge", "control", "ensemble", "routing", "oracle"]
-
-Loss = Annotated[float, Field(ge=0)]
-Cost = Annotated[float, Field(gt=0)]
-Spread = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1.000001)]
-Name = Annotated[str, Field(min_length=1)]
-
-
-class _Strict(Frozen):
-    """Immutable, without unknown keys and without conversion between types."""
-
-    model_config = ConfigDict(strict=True)
 
 
 class Units(_Strict):
@@ -179,38 +167,6 @@ class Alignment(_Strict):
     least: float = Field(description="how alike a cut has to be")
 
 
-class TaskScore(_Strict):
-    """One metric of one task of the lm-evaluation-harness, for one system."""
-
-    system: Name
-    task: Name
-    metric: Name
-    filter: Name = Field(description="what answers went through first; `none` where nothing did")
-    value: float | None = Field(description="null where it is no finite number")
-    stderr: Spread | None = Field(description="standard error as lm-eval gives it; null where it gives none")
-    higher_is_better: bool | None = Field(description="null where the task does not say")
-
-
-class TaskFacts(_Strict):
-    """One task or group of the lm-evaluation-harness."""
-
-    task: Name
-    samples: Count = Field(description="examples that were asked; of a group, those of its tasks")
-    num_fewshot: Count | None = Field(description="worked examples in each prompt; null where the tasks differ")
-    group: bool
-
-
-class LmEval(_Strict):
-    """Tasks of the lm-evaluation-harness on the systems that are single models."""
-
-    version: Name = Field(description="of lm-eval")
-    tasks: Annotated[tuple[TaskFacts, ...], Field(min_length=1)]
-    scores: tuple[TaskScore, ...]
-    truncated: dict[str, Count] = Field(
-        {}, description="by system: how often a prompt was longer than the model may see, and lost its beginning"
-    )
-
-
 class TrainingStep(_Strict):
     """The parts of the training loss at one step."""
 
@@ -268,6 +224,9 @@ class Evaluation(_Strict):
     calibration: dict[str, Calibration] = Field(
         {}, description="of each system whose next-token probabilities on pure text were looked at"
     )
+    budget: dict[Literal["pure", "switching"], Dominance] = Field(
+        {}, description="by text: quality against compute, and what the fused model's curve dominates"
+    )
     lm_eval: LmEval | None = Field(None, description="tasks of the lm-evaluation-harness; null without any")
     layers: tuple[Alignment, ...] = Field((), description="of each expert whose cuts were proposed")
     training: Training
@@ -301,6 +260,9 @@ def _disagreements(evaluation: Evaluation) -> list[str]:
             found.append(f"retention[{i}].domain: found {kept.domain!r}, wanted one of {sorted(domains)}")
     if strangers := sorted(set(evaluation.calibration) - set(names)):
         found.append(f"calibration: no system is called {', '.join(map(repr, strangers))}")
+    for text, budget in evaluation.budget.items():
+        if lost := sorted({*budget.curve, *(one.system for one in budget.against)} - set(names)):
+            found.append(f"budget.{text}: no system is called {', '.join(map(repr, lost))}")
     if evaluation.lm_eval is not None:
         scored = {score.system for score in evaluation.lm_eval.scores}
         if strangers := sorted(scored - set(names)):

@@ -29,7 +29,7 @@ from mango.evaluation.runner import test_texts as draw_texts
 from mango.training import train_all
 from tests.training.toys import DOMAINS, LENGTH, make_job, make_store, make_tokenizer, save_corpus, save_sources
 
-PARAMS = EvaluateParams(sequences=3, switching_sequences=4, batch_size=2, prompt=4, speed_repeats=1)
+PARAMS = EvaluateParams(sequences=3, switching_sequences=4, batch_size=2, prompt=4, speed_repeats=1, budget=(0.9, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def test_the_document_is_valid_and_names_every_system(evaluation: dict[str, Any]
     assert [system["name"] for system in evaluation["systems"]] == [
         "trunk", "best_single", "expert_sister", "expert_stranger", "merge_soup", "continued_trunk", "self_stitch",
         "whole_model_by_prompt", "ensemble_uniform", "ensemble_posterior", "ensemble_window", "oracle_sequence",
-        "oracle_segment", "fused_soft", "fused_hard",
+        "oracle_segment", "fused_soft", "fused_hard", "fused_no_catch_up",
+        "fused_mass_0.5", "fused_mass_0.9",
     ]  # fmt: skip
     assert evaluation["domains"] == list(DOMAINS)
     assert evaluation["corpus"]["sha256"] == corpus_sha256(corpus.path)
@@ -220,7 +221,9 @@ def test_calibration_is_that_of_the_models_probabilities(
     assert sum(one["share"] * one["confidence"] for one in found["bins"]) == pytest.approx(float(best.values.mean()))
     assert sum(one["share"] * one["accuracy"] for one in found["bins"]) == pytest.approx(float(right.mean()))
     asked = {"trunk", "expert_sister", "expert_stranger", "merge_soup", "continued_trunk", "self_stitch"}
-    assert set(evaluation["calibration"]) == {*asked, "fused_soft", "fused_hard"}
+    assert set(evaluation["calibration"]) == {
+        *asked, "fused_soft", "fused_hard", "fused_no_catch_up", "fused_mass_0.5", "fused_mass_0.9",
+    }  # fmt: skip
 
 
 def test_routing_is_that_of_the_soft_model(evaluation: dict[str, Any]) -> None:

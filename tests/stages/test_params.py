@@ -55,6 +55,7 @@ def test_every_choice_has_its_section_in_the_file(section: str) -> None:
         ("fusion.trunk=bas", "--set fusion.trunk: 'bas' is no model; did you mean 'base'? Known under models: base,"),
         ("merge.base=bse", "--set merge.base: 'bse' is no model; did you mean 'base'?"),
         ("models.merged={source: x}", "--set models.merged: the name 'merged' stands for the merge stage's own model"),
+        ("evaluate.budget=[0.5, 1.0]", "--set evaluate.budget: 1 is no share of the probability between 0 and 1"),
         ("router.token.windw=3", "--set router.token.windw: unknown key; did you mean 'window'?"),
         ("adapter.linear.rank=0", "--set adapter.linear.rank: 0: must be greater than or equal to 1"),
         (
