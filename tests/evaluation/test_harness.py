@@ -47,6 +47,12 @@ doc_to_text: ""
 doc_to_target: "{{text}}"
 metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}]
 """,
+    "likelihood": """
+output_type: loglikelihood
+doc_to_text: "{{context}}"
+doc_to_target: " {{answer}}"
+metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
+""",
     "writing": """
 output_type: generate_until
 doc_to_text: "{{context}}"
@@ -165,6 +171,23 @@ def test_choices_are_ranked_by_our_own_losses(
     assert found.value == pytest.approx(share)
     assert found.stderr == pytest.approx(math.sqrt(share * (1 - share) / 2))
     assert found.higher_is_better
+
+
+def test_errors_without_a_formula_are_drawn(
+    fused: MolForCausalLM, write: Callable[..., Path], home: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    fused.set_routing("hard")
+    rows = [{"context": text, "answer": answer} for text, answer in zip(WRITING, ("67", "h ij", "8 8"), strict=True)]
+    sums = []
+    for row in rows:
+        ids = tokenizer.encode(f"{row['context']} {row['answer']}")
+        sums.append(float(nats(fused, ids)[len(tokenizer.encode(row["context"])) - 1 :].sum()))
+    found = score(fused, write("likelihood", rows), home, tokenizer, bootstrap=200)["perplexity"]
+    assert found.value == pytest.approx(math.exp(np.mean(sums)), rel=1e-5)
+    chance = random.Random(0)
+    drawn = [math.exp(np.mean(chance.choices(sums, k=3))) for _ in range(200)]
+    assert found.stderr == pytest.approx(np.std(drawn, ddof=1), rel=1e-4)
+    assert score(fused, write("likelihood", rows), home, tokenizer, bootstrap=0)["perplexity"].stderr is None
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard"])

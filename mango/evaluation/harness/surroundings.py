@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
+
+from mango import console
 
 _TRUNCATED = ("Truncating", "Left truncation applied")
 _LOGGER = "lm_eval"
@@ -27,14 +30,18 @@ class Heard:
 
 
 class _Listener(logging.Handler):
+    """Counts warnings of prompts that were cut, and shows errors, which lm-eval only logs."""
+
     def __init__(self, heard: Heard) -> None:
         super().__init__(logging.WARNING)
         self._heard = heard
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._heard.truncated += record.getMessage().lstrip().startswith(_TRUNCATED) or any(
-            words in record.getMessage() for words in _TRUNCATED
-        )
+        message = record.getMessage()
+        if any(words in message for words in _TRUNCATED):
+            self._heard.truncated += 1
+        elif record.levelno >= logging.ERROR:
+            console.note(f"lm-eval: {message}")
 
 
 @contextmanager
@@ -57,7 +64,9 @@ def contained(seed: int) -> Iterator[Heard]:
     listener, before = _Listener(heard), (logger.level, logger.propagate)
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        # Its bootstrap forks, which a process with threads or an accelerator may not survive; alone it draws the same.
+        stack.enter_context(patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}))
         stack.enter_context(redirect_stdout(sys.stderr))
         if not sys.stderr.isatty():
             stack.enter_context(_without_bars())
