@@ -48,7 +48,8 @@ def lm_eval(
     import json
 
     from mango import console
-    from mango.checkpoints import write_file
+    from mango.auto import MODEL_TYPE
+    from mango.checkpoints import read_configuration, write_file
     from mango.cli.devices import device_of, without_bars
     from mango.config import Document, Settings, validate
     from mango.errors import ConfigError
@@ -72,6 +73,10 @@ def lm_eval(
     without_bars()
     settings = Settings.from_environ()
     folders = {name: _folder(name, settings.cache) for name in models}
+    if routing is not None and not any(
+        read_configuration(folder).get("model_type") == MODEL_TYPE for folder in folders.values()
+    ):
+        raise ConfigError(f"--routing: {', '.join(models)}: no fused model, and nothing to route")
     harness = Harness(params, seed=seed, tokenizer=folders[models[0]])
     found = {}
     for name, folder in folders.items():
@@ -103,7 +108,7 @@ def _opened(folder: Path, routing: str | None, device: str) -> tuple[PreTrainedM
     from torch.nn import Module
 
     from mango.checkpoints import open_model, open_tokenizer
-    from mango.errors import ConfigError, EvaluationError
+    from mango.errors import EvaluationError
     from mango.fusion import MolPreTrainedModel
     from mango.packaging import open_package
     from mango.packaging.manifest import MANIFEST_FILE
@@ -112,9 +117,7 @@ def _opened(folder: Path, routing: str | None, device: str) -> tuple[PreTrainedM
     model, tokenizer = open_package(folder) if packed else (open_model(folder), open_tokenizer(folder))
     if tokenizer is None or not model.can_generate():
         raise EvaluationError(f"{folder}: holds a {type(model).__name__}, and tasks ask a model that writes text")
-    if routing is not None:
-        if not isinstance(model, MolPreTrainedModel):
-            raise ConfigError(f"--routing: {folder} is no fused model and has nothing to route")
+    if routing is not None and isinstance(model, MolPreTrainedModel):
         model.set_routing(routing)
     Module.to(model, device)  # the class's own `to` has no types
     return model, tokenizer

@@ -72,10 +72,11 @@ def test_models_stand_side_by_side(run: Callable[..., tuple[int, str, str]], roo
 def test_a_fused_model_routes_as_it_is_told(run: Callable[..., tuple[int, str, str]], root: Path) -> None:
     values = []
     for mode in ("soft", "hard"):
-        code, out, _ = run(root / "fused", "-t", root / "own.yaml", "--routing", mode, "--json")
+        code, out, _ = run(root / "fused", root / "base", "-t", root / "own.yaml", "--routing", mode, "--json")
         assert code == 0
-        values.append(json.loads(out)["scores"][0]["value"])
-    assert values[0] != values[1]
+        values.append([score["value"] for score in json.loads(out)["scores"]])
+    assert values[0][0] != values[1][0]
+    assert values[0][1] == values[1][1]  # an ordinary model has nothing to route
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_fused_model_routes_as_it_is_told(run: Callable[..., tuple[int, str, s
     [
         ("base", ("-t", "gone.yaml"), "gone.yaml: there is no such task file or folder"),
         ("base", ("-t", ","), "--tasks: names no task"),
-        ("base", ("-t", "own.yaml", "--routing", "soft"), "is no fused model and has nothing to route"),
+        ("base", ("-t", "own.yaml", "--routing", "soft"), "no fused model, and nothing to route"),
         ("fused", ("-t", "own.yaml", "--routing", "loud"), "routing 'loud' is unknown. Known: soft, hard"),
         ("base", ("-t", "own.yaml", "--metadata", "{"), "--metadata: is no JSON"),
     ],
