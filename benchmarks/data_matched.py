@@ -34,6 +34,7 @@ def recipe() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["train_tiny"] = module
+    sys.path.insert(0, "models")  # what it imports stands beside it
     spec.loader.exec_module(module)
     return module
 
@@ -72,7 +73,8 @@ def main() -> None:
             scores = [bits_per_byte(losses[k], texts[k].num_bytes).value for k in texts if k != SWITCHING]
             pure.append(sum(scores) / len(scores))
             switching.append(nats_per_token(losses[SWITCHING]).value)
-        summary[f"{steps} ({name})"] = {"pure_mean": spread(pure), "switching": spread(switching)}
+        each = {"pure_mean": pure, "switching": switching}
+        summary[f"{steps} ({name})"] = {"pure_mean": spread(pure), "switching": spread(switching), "by_seed": each}
     changes = "".join(f" --set {change}" for change in args.changes)
     result = {
         "command": f"python benchmarks/data_matched.py --seeds {' '.join(map(str, args.seeds))}{changes}",

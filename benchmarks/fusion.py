@@ -12,6 +12,9 @@ import math
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,10 @@ from mango.training import Job, train_all
 from stages.params import Params, load_params
 
 
-def measure(params: Params, seed: int, root: Path, store: BlockStore, device: str) -> dict[str, Any]:
+def measure(params: Params, seed: int, root: Path, device: str) -> dict[str, Any]:
     """Return the evaluation of one seed."""
+    transformers.utils.logging.disable_progress_bar()
+    store = BlockStore.open(root / "blocks")
     folder = root / f"seed-{seed}"
     job = Job(seed, params.corpus, params.fusion, params.router, params.adapter, params.train)
     start = time.monotonic()
@@ -110,16 +115,21 @@ def main() -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parallel", type=int, default=1, help="seeds at a time, each in a process of its own")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     params = load_params(args.params, overrides=args.changes)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        store = extract(params.models, root / "blocks", "reference")
+        extract(params.models, root / "blocks", "reference")
         for name, document in params.merge.all_documents().items():
             merge(document, root / "merged" / name, params.models)
-        runs = [measure(params, seed, root, store, args.device) for seed in args.seeds]
+        if args.parallel > 1:
+            with ProcessPoolExecutor(args.parallel, mp_context=get_context("spawn")) as pool:
+                runs = list(pool.map(partial(measure, params, root=root, device=args.device), args.seeds))
+        else:
+            runs = [measure(params, seed, root, args.device) for seed in args.seeds]
     summary = summarise(runs)
     result = {
         "command": " ".join(

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,49 +29,71 @@ ORDER = (*CORE, "wikipedia", "c", "perl", "manpages", "french", "spanish", "poli
          "finnish")  # fmt: skip
 BUDGETS = (0.7, 0.9, 0.97, 0.995)
 STICKINESS = (1.0, 2.0, 4.0)
+HARD_STICKINESS = 4.0
+"""That of the recipe; the others show what it does."""
 
 
-def recipe(train: dict[str, Any] | None = None, **topk: Any) -> dict[str, Any]:
-    """Return what a recipe changes: parameters of the router, and of the training."""
-    return {"router": {"type": "topk", "topk": topk}, "train": train or {}}
+def recipe(train: dict[str, Any] | None = None, span: int = 2, **topk: Any) -> dict[str, Any]:
+    """Return what a recipe changes: parameters of the router and of the training, and how finely experts are cut."""
+    return {"router": {"type": "topk", "topk": topk}, "train": train or {}, "span": span}
 
 
+def start(sequences: int, mixture_steps: int = 0, router_learning_rate: float = 1e-2, **train: Any) -> dict[str, Any]:
+    """Return how routers start, on so many calibration sequences a domain, and how fast they learn from there."""
+    begun = {"sequences": sequences, "mixture_steps": mixture_steps}
+    return {"start": begun, "router_learning_rate": router_learning_rate, **train}
+
+
+SEVERAL = {"pooling": "windows", "windows": [1, 8, 32], "switch": 0.01, "hidden": 64}
+WINDOWS = {"pooling": "windows", "windows": [8, 32, 128], "hidden": 64}
+EVIDENCE = {"window": 1, "switch": 0.01}
+SLOW = start(64, 200, 1e-3)
 RECIPES: dict[str, dict[str, Any]] = {
-    "evidence": recipe(window=1, switch=0.01),
-    "window 32": recipe(window=32),
-    "windows, hidden layer": recipe(pooling="windows", windows=[8, 32, 128], hidden=64),
-    "windows 8, 32, 128": recipe(pooling="windows", windows=[8, 32, 128]),
-    "evidence, window 4": recipe(window=4, switch=0.01),
-    "evidence, window 16": recipe(window=16, switch=0.01),
-    "evidence, windows 1, 4, 16": recipe(pooling="windows", windows=[1, 4, 16], switch=0.01),
-    "evidence, hidden layer": recipe(window=1, switch=0.01, hidden=64),
-    "evidence, not trained on": recipe({"steps": 0}, window=1, switch=0.01),
-    "evidence, without balance": recipe({"losses": {"balance": 0.0, "entropy": 0.0}}, window=1, switch=0.01),
+    "whole": recipe(SLOW, span=8, **SEVERAL),
+    "whole, 128 sequences": recipe(start(128, 400, 1e-3), span=8, **SEVERAL),
+    "whole, wide": recipe(start(64, 400, 1e-3), span=8, **{**SEVERAL, "windows": [1, 4, 16, 64], "hidden": 256}),
+    "spans of 4": recipe(SLOW, span=4, **SEVERAL),
+    "spans of 2": recipe(SLOW, **SEVERAL),
+    "spans of 2, untrained": recipe({**SLOW, "steps": 0}, **SEVERAL),
+    "spans of 2, faster": recipe(start(64, 200), **SEVERAL),
+    "spans of 2, without mixture": recipe(start(64), **SEVERAL),
+    "spans of 2, windows": recipe(SLOW, **WINDOWS),
+    "spans of 2, windows, without mixture": recipe(start(64), **WINDOWS),
+    "spans of 2, evidence": recipe(SLOW, **EVIDENCE),
+    "spans of 2, evidence, without mixture": recipe(start(64), **EVIDENCE),
+    "spans of 2, evidence, 16 sequences, without mixture": recipe(start(16), **EVIDENCE),
 }
 """Recipes by name; all are trained softly, and used softly and hard."""
 
 
-def run_jobs(jobs: Sequence[list[str]], parallel: int) -> None:
-    """Run jobs of this script in processes of their own, so many at a time, in order; stop at the first that fails."""
-    waiting, running = list(jobs), []
+def run_jobs(
+    jobs: Sequence[list[str]], parallel: int, script: str = __file__, needs: Mapping[int, Sequence[int]] | None = None
+) -> None:
+    """Run jobs of a script in processes of their own, so many at a time, in order; stop after them if one fails.
+
+    Args:
+        jobs: the arguments of each.
+        parallel: how many run at a time.
+        script: what they are arguments of.
+        needs: for the number of a job, those of jobs that have to be done before.
+    """
+    waiting, done, failed = list(range(len(jobs))), set[int](), 0
+    running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
     while waiting or running:
-        while waiting and len(running) < parallel:
-            argv = waiting.pop(0)
-            running.append((subprocess.Popen([sys.executable, __file__, *argv]), argv, time.monotonic()))
+        for number in [n for n in waiting if done.issuperset((needs or {}).get(n, ()))][: parallel - len(running)]:
+            waiting.remove(number)
+            process = subprocess.Popen([sys.executable, script, *jobs[number]])
+            running[number] = (process, time.monotonic())
         time.sleep(0.2)
-        for entry in list(running):
-            process, argv, start = entry
+        for number, (process, start) in list(running.items()):
             if process.poll() is not None:
-                running.remove(entry)
-                print(f"[{time.monotonic() - start:.0f} s] {' '.join(argv)}: {process.returncode}", flush=True)
-                if process.returncode:
-                    raise SystemExit(process.returncode)
-
-
-def models_in(root: Path) -> list[str]:
-    """Return the source models that were trained, the base first."""
-    names = sorted(p.name for p in (root / "models").iterdir() if (p / "config.json").is_file())
-    return ["base", *(n for n in ORDER if n in names)]
+                del running[number]
+                done.add(number)
+                took = time.monotonic() - start
+                print(f"[{took:.0f} s] {' '.join(jobs[number])}: {process.returncode}", flush=True)
+                failed = failed or process.returncode
+    if failed:
+        raise SystemExit(failed)
 
 
 def main() -> None:
@@ -80,11 +102,18 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path(".study/corpus"))
     parser.add_argument("--work", type=Path, default=Path(".study/work"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/study.json"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--experts", type=int, nargs="+", default=[2, 8, 16], help="numbers of experts of the curve")
-    parser.add_argument("--recipe", default="evidence", choices=RECIPES)
-    parser.add_argument("--compare", nargs="*", default=["window 32", "windows, hidden layer"], metavar="RECIPE")
-    parser.add_argument("--size", default="full", choices=("full", "tiny"), help="tiny: a trial on a CPU")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--experts", type=int, nargs="*", default=[2, 8, 16], help="numbers of experts of the curve")
+    parser.add_argument("--recipe", default="whole", choices=RECIPES)
+    parser.add_argument(
+        "--compare",
+        nargs="*",
+        default=["whole, wide", "whole, 128 sequences", "spans of 4", "spans of 2"],
+        metavar="RECIPE",
+    )
+    parser.add_argument(
+        "--size", default="full", choices=("full", "small", "tiny"), help="small: 1M parameters; tiny: a trial"
+    )
     parser.add_argument("--parallel", type=int, default=4)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
@@ -104,15 +133,29 @@ def main() -> None:
     def job(*what: object) -> list[str]:
         return [*common, "--job", *map(str, what)]
 
-    print(f"[{time.monotonic() - start:.0f} s] base", flush=True)
     run_jobs([job("base")], 1)
-    run_jobs([job("dense", "all"), *(job("expert", d) for d in domains), job("dense", "expert")], args.parallel)
-    trained = time.monotonic() - start
-    jobs = [job("main", args.recipe, seed) for seed in args.seeds]
-    jobs += [job("compare", name, args.seeds[0]) for name in args.compare[:1]]
-    jobs += [job("number", args.recipe, n) for n in args.experts]
-    jobs += [job("compare", name, args.seeds[0]) for name in args.compare[1:]]
-    run_jobs(jobs, args.parallel)
+    jobs: list[list[str]] = []
+    needs: dict[int, list[int]] = {}
+
+    def add(after: Sequence[int], *what: object) -> int:
+        jobs.append(job(*what))
+        needs[len(jobs) - 1] = list(after)
+        return len(jobs) - 1
+
+    # What trains longest comes first; what needs everything comes last.
+    long = [add((), "dense", "all")] if args.seeds else []
+    experts = [add((), "expert", d) for d in domains]
+    core = experts[: len(CORE)]
+    short = [add((), "dense", "expert"), add(core, "merge", "core")] if args.seeds else []
+    for count in sorted(args.experts, reverse=True):
+        add(experts[: max(count, len(CORE))], "number", args.recipe, count)
+    for seed in args.seeds:
+        add(core, "main", args.recipe, seed)
+    for name in args.compare:
+        add(core, "compare", name, 0)
+    for seed in args.seeds:
+        add([*long, *short], "controls", args.recipe, seed)
+    run_jobs(jobs, args.parallel, needs=needs)
     parts = {p.stem: json.loads(p.read_text()) for p in sorted((args.work / "results").glob("*.json"))}
     seeds, experts = " ".join(map(str, args.seeds)), " ".join(map(str, args.experts))
     device = "cpu"
@@ -123,7 +166,7 @@ def main() -> None:
     out = {
         "command": f"python benchmarks/study.py --seeds {seeds} --experts {experts} --parallel {args.parallel}",
         "device": device,
-        "seconds": {"sources": round(trained), "all": round(time.monotonic() - start)},
+        "seconds": round(time.monotonic() - start),
         "recipe": {args.recipe: RECIPES[args.recipe]},
         "parts": parts,
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import BUDGETS, COMPOSITES, ORDER, RECIPES, STICKINESS
+from study import BUDGETS, COMPOSITES, HARD_STICKINESS, ORDER, RECIPES, STICKINESS
 from study_corpus import CORE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -26,6 +26,7 @@ from mango.evaluation import baselines, bits_per_byte, nats_per_token
 from mango.evaluation.routing import RoutingTotals
 from mango.evaluation.systems import Watched
 from mango.fusion import AdapterParams, ExpertParams, FusionParams, MolForCausalLM, RouterParams, Selection, make_layout
+from mango.merging import merge
 from mango.training import Job, TrainParams, prepare, self_stitch, train_one
 from mango.training.calibration import best_expert
 
@@ -37,15 +38,15 @@ class Sizes:
     """How large everything is."""
 
     def __init__(self, name: str) -> None:
-        tiny = name == "tiny"
-        self.vocabulary = 512 if tiny else 4096
+        tiny, small = name == "tiny", name == "small"
+        self.vocabulary = 512 if tiny else 2048 if small else 4096
         self.context = 64 if tiny else 512
-        self.width, self.blocks, self.heads = (64, 4, 4) if tiny else (384, 8, 6)
-        self.base_steps, self.expert_steps, self.batch = (4, 4, 4) if tiny else (200, 300, 32)
-        self.other_steps = 4 if tiny else 100
+        self.width, self.blocks, self.heads = (64, 8, 4) if tiny else (128, 4, 4) if small else (384, 8, 6)
+        self.base_steps, self.expert_steps, self.batch = (4, 4, 4) if tiny else (200, 800 if small else 300, 32)
+        self.other_steps = 4 if tiny else 200
         self.sequences, self.switching, self.flop_rows = (2, 2, 1) if tiny else (32, 48, 2)
         self.steps, self.train_batch = (2, 2) if tiny else (80, 8)
-        self.calibration = 1 if tiny else 16
+        self.calibration, self.most_calibration = (1, 1) if tiny else (16, 256)
         self.lengths = {"sequence_length": self.context, "segment_length": self.context // 4}
 
 
@@ -272,18 +273,21 @@ def fuse(args: argparse.Namespace, sizes: Sizes, recipe: str, domains: Sequence[
         "reference",
     )
     train: dict[str, Any] = {
-        "steps": sizes.steps if args.job[0] != "number" else max(2, sizes.steps * 6 // 10),
+        "steps": sizes.steps,
         "batch_size": sizes.train_batch,
         "save_every": 0,
         "log_every": 20,
         "validation_sequences": 1,
-        "start": {"sequences": sizes.calibration},
         **changes["train"],
     }
+    start = {"sequences": sizes.calibration, "batch_size": 32, **train.get("start", {})}
+    train["start"] = {**start, "sequences": min(start["sequences"], sizes.most_calibration)}
     job = Job(
         seed,
         corpora(args, sizes, domains),
-        FusionParams(trunk="base", experts=tuple(ExpertParams(model=d) for d in domains), span=2),
+        FusionParams(
+            trunk="base", experts=tuple(ExpertParams(model=d) for d in domains), span=min(changes["span"], sizes.blocks)
+        ),
         RouterParams.model_validate(changes["router"]),
         AdapterParams(),
         TrainParams.model_validate(train),
@@ -312,7 +316,6 @@ def fused_job(args: argparse.Namespace, sizes: Sizes) -> None:
         whole = load_source(store, name, device=args.device)
         single[name] = {t: token_losses(whole, x.input_ids, batch_size=20) for t, x in texts.items()}
     stacked = {t: torch.stack([single[n][t] for n in sources]) for t in texts}
-    rows = sizes.flop_rows if kind == "main" and seed == 0 else 0
     every = len(domains) + 1
     hard = model.iter_routers()[0].selection
     systems: dict[str, Any] = {name: scores(x, texts, domains) for name, x in single.items()}
@@ -327,8 +330,8 @@ def fused_job(args: argparse.Namespace, sizes: Sizes) -> None:
     for label, make in made.items():
         systems[label] = scores({t: make(x) for t, x in stacked.items()}, texts, domains)
     model.set_routing(None)
-    systems["fused, soft"] = measure_fused(model, texts, domains, "soft", whole, rows)
-    systems["fused, hard"] = measure_fused(model, texts, domains, replace(hard, k=1, mass=1.0), whole, rows)
+    systems["fused, soft"] = measure_fused(model, texts, domains, "soft", whole, 0)
+    systems["fused, hard"] = measure_fused(model, texts, domains, replace(hard, k=1, mass=1.0), whole, 0)
     record: dict[str, Any] = {
         "recipe": recipe,
         "seed": seed,
@@ -339,6 +342,10 @@ def fused_job(args: argparse.Namespace, sizes: Sizes) -> None:
         "accuracy": router_accuracy(model, stacked[SWITCHING], texts[SWITCHING].input_ids),
         "systems": systems,
     }
+    if kind in ("compare", "number"):
+        selection = Selection(k=1, catch_up=hard.catch_up, stickiness=HARD_STICKINESS)
+        label = f"fused, hard, sticky {HARD_STICKINESS:g}"
+        systems[label] = measure_fused(model, texts, domains, selection, whole, 0)
     if kind == "main":
         more_of_main(args, sizes, job, store, data, trained, texts, domains, systems, record, every, whole)
     clock.append(time.monotonic())
@@ -370,24 +377,54 @@ def more_of_main(
         record["budget"].append({"mass": mass, **{k: found[k] for k in kept if k in found}})
     for margin in STICKINESS:
         selection = Selection(k=1, catch_up=hard.catch_up, stickiness=margin)
-        rows = sizes.flop_rows if job.seed == 0 and margin == STICKINESS[1] else 0
+        rows = sizes.flop_rows if job.seed == 0 and margin == HARD_STICKINESS else 0
         systems[f"fused, hard, sticky {margin:g}"] = measure_fused(model, texts, domains, selection, whole, rows)
     ids = torch.cat([texts[d].input_ids[:8] for d in domains])
     record["calibration_error"] = {}
     for mode in ("soft", "hard"):
         model.set_routing(mode)
         record["calibration_error"][mode] = calibration_error(model, ids)
-    for name in sorted((args.work / "dense").iterdir()):
-        dense = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(args.device)
-        losses = {t: token_losses(dense, x.input_ids, batch_size=20) for t, x in texts.items()}
-        systems[f"trunk trained further, as long as {name.name.removeprefix('dense_')}"] = scores(
-            losses, texts, domains
-        )
+    nothing_read = Selection(k=1, catch_up=0, stickiness=HARD_STICKINESS)
+    systems[f"fused, hard, sticky {HARD_STICKINESS:g}, no catch-up"] = measure_fused(
+        model, texts, domains, nothing_read, None, 0
+    )
     layout = make_layout(job.fusion, {n: store.model(n).architecture for n in job.model_names()})
     stitched = Job(job.seed, job.corpus, self_stitch(job.fusion, layout), job.router, job.adapter, job.train)
     work = args.work / "run" / f"{'-'.join(args.job)}-stitch"
     control = train_one(stitched, store, data, what="self_stitch", work=work, device=args.device, targets_from=model)
     systems["self-stitch"] = measure_fused(control.model.to(args.device), texts, domains, "soft", None, 0)
+
+
+def merge_core(args: argparse.Namespace) -> None:
+    """Merge the experts of the core domains with each method of the comparison."""
+    models = {n: ModelSource(source=str(args.work / "models" / n)) for n in ("base", *CORE)}
+    entries: list[dict[str, Any]] = [{"model": n, "parameters": {"weight": 1.0}} for n in CORE]
+    documents: dict[str, dict[str, Any]] = {
+        "uniform soup": {"merge_method": "linear", "parameters": {"normalize": True}},
+        "task arithmetic, 0.2": {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.2}},
+        "task arithmetic, 0.3": {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.3}},
+        "TIES": {"merge_method": "ties", "parameters": {"density": 0.2, "lambda": 0.3, "normalize": True}},
+    }
+    for name, document in documents.items():
+        based = {} if document["merge_method"] == "linear" else {"base_model": "base"}
+        merge({**document, **based, "models": entries, "dtype": "float32"}, args.work / "merged" / name, models)
+
+
+def controls(args: argparse.Namespace, sizes: Sizes) -> None:
+    """Score what is simpler than a fused model: merges, and the trunk trained further."""
+    seed = int(args.job[-1])
+    tokenizer = AutoTokenizer.from_pretrained(args.work / "models/base")
+    texts = texts_of(args, sizes, CORE, tokenizer, seed)
+    systems: dict[str, Any] = {}
+    merged, dense = (sorted((args.work / kind).iterdir()) for kind in ("merged", "dense"))
+    for folder in (*merged, *dense):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(args.device)
+        losses = {t: token_losses(model, x.input_ids, batch_size=20) for t, x in texts.items()}
+        label = f"trunk trained further, as long as {folder.name.removeprefix('dense_')}"
+        systems[f"merge, {folder.name}" if folder in merged else label] = scores(losses, texts, CORE)
+    folder = args.work / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"controls-{seed}.json").write_text(json.dumps({"seed": seed, "systems": systems}, indent=1))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -396,5 +433,9 @@ def run(args: argparse.Namespace) -> None:
     sizes = Sizes(args.size)
     if args.job[0] in ("base", "expert", "dense"):
         make_source(args, sizes)
+    elif args.job[0] == "merge":
+        merge_core(args)
+    elif args.job[0] == "controls":
+        controls(args, sizes)
     else:
         fused_job(args, sizes)

@@ -1,7 +1,8 @@
 """What a router remembers from token to token: evidence that adds up, and a choice that sticks.
 
 Both are recurrences along a run of tokens, computed in parallel by doubling: what holds of the last ``2n`` tokens is
-put together from what holds of the last ``n`` and of the ``n`` before them. A token's value depends on no later token.
+put together from what holds of the last ``n`` and of the ``n`` before them. On a processor evidence is added up in turn
+instead. A token's value depends on no later token.
 """
 
 from __future__ import annotations
@@ -32,25 +33,39 @@ def filtered(scores: Tensor, valid: Tensor, switch: Tensor, before: Tensor) -> t
     Source: the forward algorithm of Rabiner, "A Tutorial on Hidden Markov Models" (1989), eq. 19 to 20; the prefix
     products are those of Hillis and Steele, "Data Parallel Algorithms" (1986).
     """
-    experts = scores.shape[-1]
     if not scores.shape[1]:
         return scores.float(), before
     scores = scores.double()
     likelihood = (scores - scores.max(-1, keepdim=True).values).clamp(min=LEAST_EVIDENCE).exp()
-    switch = switch.double()
-    identity = torch.eye(experts, dtype=torch.float64, device=scores.device)
+    pass_on = _in_turn if scores.device.type == "cpu" else _by_doubling
+    log_probs = pass_on(likelihood, valid, switch.double(), before.exp()).log()
+    log_probs = log_probs - log_probs.logsumexp(-1, keepdim=True)
+    return log_probs.float(), log_probs[:, -1].detach()
+
+
+def _by_doubling(likelihood: Tensor, valid: Tensor, switch: Tensor, before: Tensor) -> Tensor:
+    """Return the posteriors by prefix products of matrices: few and large operations, for accelerators."""
+    length, experts = likelihood.shape[1:]
+    identity = torch.eye(experts, dtype=torch.float64, device=likelihood.device)
     transition = (1 - switch) * identity + switch / experts
     step = torch.where(valid[..., None, None], transition * likelihood.unsqueeze(-2), identity)
     reach = 1
-    while reach < scores.shape[1]:
+    while reach < length:
         joined = step[:, :-reach] @ step[:, reach:]
         joined = joined / joined.detach().amax((-2, -1), keepdim=True)
         step = torch.cat([step[:, :reach], joined], 1)
         reach *= 2
-    unnormalised = (before.exp()[:, None, None, :] @ step).squeeze(-2)
-    log_probs = unnormalised.log()
-    log_probs = log_probs - log_probs.logsumexp(-1, keepdim=True)
-    return log_probs.float(), log_probs[:, -1].detach()
+    return (before[:, None, None, :] @ step).squeeze(-2)
+
+
+def _in_turn(likelihood: Tensor, valid: Tensor, switch: Tensor, before: Tensor) -> Tensor:
+    """Return the posteriors token by token: the least work, for processors."""
+    belief, found = before, []
+    for evidence, real in zip(likelihood.unbind(1), valid.unsqueeze(-1).unbind(1), strict=True):
+        moved = ((1 - switch) * belief + switch / likelihood.shape[-1] * belief.sum(-1, keepdim=True)) * evidence
+        belief = torch.where(real, moved / moved.sum(-1, keepdim=True), belief)
+        found.append(belief)
+    return torch.stack(found, 1)
 
 
 def sticky(log_probs: Tensor, valid: Tensor, margin: float, before: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def prepare_head(
         found: dict[str, Tensor] = {}
         for name in job.model_names():
             model = load_source(store, name, device=device)
-            said = predictions(task, model, given, batch_size=train.batch_size)
+            said = predictions(task, model, given, batch_size=train.start.batch_size or train.batch_size)
             found[name] = regrets(task, said, given)
         return found
 
@@ -147,7 +147,8 @@ def train_head(
     folder = work / what
 
     def start(report: StartReport) -> None:
-        batches = [_without_labels(batch, model.task) for batch in data.calibration.batches(job.train.batch_size)]
+        size = job.train.start.batch_size or job.train.batch_size
+        batches = [_without_labels(batch, model.task) for batch in data.calibration.batches(size)]
         report.adapters = start_adapters_on(model, store, batches, job.train.start)
         if chooses:
             report.routers = _start_routers(model, job, batches, row_targets(judge, data.regrets))

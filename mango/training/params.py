@@ -42,6 +42,9 @@ class StartParams(Frozen):
         window: tokens around a token over which source models are compared to find its best expert.
         router_steps: gradient steps of the supervised start of each router; 0 leaves routers undecided.
         router_learning_rate: learning rate of that start.
+        mixture_steps: further gradient steps in which each router lowers what a mixture of the whole source models with
+            its weights loses on the next token; 0 leaves it at the labels.
+        batch_size: calibration sequences a forward pass; 0 is as many as ``train.batch_size``.
     """
 
     sequences: int = Field(default=16, ge=1)
@@ -51,6 +54,15 @@ class StartParams(Frozen):
     window: int = Field(default=32, ge=1)
     router_steps: int = Field(default=200, ge=0)
     router_learning_rate: float = Field(default=0.02, gt=0)
+    mixture_steps: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _starts_from_labels(self) -> Self:
+        if self.mixture_steps and not self.router_steps:
+            text = f"{self.mixture_steps}, but routers are left undecided: set router_steps above 0, or this to 0"
+            refuse([Problem("mixture_steps", text, depends=("router_steps",))])
+        return self
 
 
 class ControlParams(Frozen):

@@ -45,7 +45,14 @@ from mango.training.data import TokenDataset, mixture
 from mango.training.fitting import Trained, fit, resume_or_start
 from mango.training.heads import HeadData, prepare_head, train_head
 from mango.training.params import TrainParams
-from mango.training.starts import StartReport, routing_targets, source_losses, start_adapters, start_routers
+from mango.training.starts import (
+    StartReport,
+    entering_losses,
+    routing_targets,
+    source_losses,
+    start_adapters,
+    start_routers,
+)
 from mango.training.teaching import Teacher, best_sources
 from mango.training.trainer import LogMetrics
 
@@ -105,6 +112,11 @@ class Job:
             raise TrainingError(
                 f"train.losses.distill: {self.train.losses.distill}, but tokens of a model for {self.fusion.task} have "
                 "no teacher so far: set it to 0"
+            )
+        if self.train.start.mixture_steps and self.fusion.task not in TEXT_TASKS:
+            raise TrainingError(
+                f"train.start.mixture_steps: {self.train.start.mixture_steps}, but a model for {self.fusion.task} "
+                "predicts no next token whose loss could be mixed: set it to 0"
             )
         if self.train.controls.continued_trunk and self.fusion.task not in TEXT_TASKS:
             raise TrainingError(
@@ -196,7 +208,12 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
     )
     names = job.model_names()
     losses = source_losses(
-        store, names, calibration.input_ids, batch_size=train.batch_size, device=device, trunk=job.fusion.trunk
+        store,
+        names,
+        calibration.input_ids,
+        batch_size=train.start.batch_size or train.batch_size,
+        device=device,
+        trunk=job.fusion.trunk,
     )
     train_losses = None
     if (train.losses.supervision or train.losses.distill) and len(sequences):
@@ -232,11 +249,12 @@ def train_one(
     set_seed(job.seed % 2**32)
     model = build_fused(store, job.fusion, job.router, job.adapter, seed=job.seed)
     model.to(device)  # type: ignore[arg-type]
-    batch_size = job.train.batch_size
     params = job.train.start
+    batch_size = params.batch_size or job.train.batch_size
     assert isinstance(model, MolForCausalLM)
     judge = targets_from or model
     targets = routing_targets(judge, data.losses, params.window) if judge.iter_routers() else None
+    mixed = entering_losses(judge, data.losses) if params.mixture_steps else []
     train_targets = None
     if data.train_losses is not None and targets is not None and job.train.losses.supervision:
         train_targets = routing_targets(judge, data.train_losses, params.window)
@@ -252,7 +270,14 @@ def train_one(
     def start(report: StartReport) -> None:
         report.adapters = start_adapters(model, store, data.calibration, params, batch_size=batch_size)
         if targets is not None:
-            report.routers = start_routers(model, data.calibration.input_ids, targets, params, batch_size=batch_size)
+            report.routers = start_routers(
+                model,
+                data.calibration.input_ids,
+                targets,
+                params,
+                batch_size=batch_size,
+                losses=mixed,
+            )
 
     checkpoint, starts = resume_or_start(folder, what, fingerprint, start)
     return fit(

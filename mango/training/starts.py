@@ -162,8 +162,32 @@ def routing_targets(model: MolForCausalLM, losses: Mapping[str, Tensor], window:
     return torch.stack(targets, -1)
 
 
+def entering_losses(model: MolForCausalLM, losses: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return what the sources of the experts lose on each token, for each position with a choice.
+
+    Args:
+        model: the fused model.
+        losses: loss of each source model on each token, ``[rows, length - 1]``, by name.
+
+    Returns:
+        For each position ``[rows, length - 1, experts that can be entered there]``.
+    """
+    found: list[Tensor] = []
+    for position in range(model.layout.num_positions):
+        entering = model.layout.entering(position)
+        if len(entering) > 1:
+            found.append(torch.stack([losses[model.layout.experts[expert].source] for expert, _ in entering], -1))
+    return found
+
+
 def start_routers(
-    model: MolForCausalLM, input_ids: Tensor, targets: Tensor, params: StartParams, *, batch_size: int
+    model: MolForCausalLM,
+    input_ids: Tensor,
+    targets: Tensor,
+    params: StartParams,
+    *,
+    batch_size: int,
+    losses: Sequence[Tensor] = (),
 ) -> dict[str, float]:
     """Fit each router to the best expert of each token, from the first position to the last; return its accuracy.
 
@@ -175,6 +199,7 @@ def start_routers(
         targets: from :func:`routing_targets`.
         params: steps and learning rate.
         batch_size: sequences a forward pass.
+        losses: from :func:`entering_losses`, where ``params.mixture_steps`` is above 0.
     """
     device = next(model.parameters()).device
     accuracy: dict[str, float] = {}
@@ -184,30 +209,53 @@ def start_routers(
             assert isinstance(router, Router)
             if params.router_steps == 0:
                 continue
-            pooled = torch.cat(
-                [model.routing_at(ids.to(device), int(position)).pooled for ids in input_ids.split(batch_size)]
-            )
-            accuracy[position] = round(fit_router(router, pooled, targets[..., place].to(device), params), 4)
+            pooled = _pooled(model, input_ids, int(position), batch_size)
+            wanted = targets[..., place].to(device)
+            lost = losses[place].to(device) if params.mixture_steps else None
+            accuracy[position] = round(fit_router(router, pooled, wanted, params, losses=lost), 4)
     finally:
         model.set_routing(None)
     return accuracy
 
 
+def _pooled(model: MolForCausalLM, input_ids: Tensor, position: int, batch_size: int) -> Tensor:
+    """Return what a router makes its decisions from, ``[rows, length, width]``; it is the most that a start holds."""
+    found: Tensor | None = None
+    place = 0
+    for ids in input_ids.split(batch_size):
+        some = model.routing_at(ids.to(model.device), position).pooled
+        if found is None:
+            found = some.new_empty(len(input_ids), *some.shape[1:])
+        found[place : place + len(ids)] = some
+        place += len(ids)
+    assert found is not None
+    return found
+
+
+TOKEN_ROWS = 128
+"""Rows of calibration text, at most, on which a step is taken that looks at each token for itself."""
 FILTER_ROWS = 16
 """Rows of calibration text on which a step through the memory of a router is taken."""
+MIXTURE_ROWS = 32
+"""Rows of calibration text, at most, on which a step is taken that looks at the mixture of the source models."""
 
 SCALES = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
 """By how much evidence is weakened before it is fitted on: neighbouring tokens say the same thing again and again."""
 
 
-def fit_router(router: Router, pooled: Tensor, targets: Tensor, params: StartParams) -> float:
+def fit_router(
+    router: Router, pooled: Tensor, targets: Tensor, params: StartParams, *, losses: Tensor | None = None
+) -> float:
     """Fit what a router says of each token; then, if it gathers evidence, what it says of it after all before it.
+
+    With losses it then learns to weigh: it lowers what the mixture of the source models with its weights loses.
 
     Args:
         router: the router; its temperature stays.
         pooled: ``[rows, length, width]``.
         targets: ``[rows, length]``.
         params: steps and learning rate.
+        losses: of the sources of its experts on the next token, ``[rows, length - 1, experts]``.
 
     Returns:
         The share of the tokens whose best expert it finds.
@@ -215,21 +263,37 @@ def fit_router(router: Router, pooled: Tensor, targets: Tensor, params: StartPar
     named = [(n, p) for n, p in router.named_parameters() if not n.startswith(("temperature.", "balance."))]
     temperature = router.temperature().detach()
 
+    def turn(step: int, size: int) -> Tensor:
+        return (torch.arange(size, device=pooled.device) + step * size) % len(pooled)
+
     def each_token(step: int) -> Tensor:
-        scores = router.scores(pooled.flatten(0, 1)) / temperature
-        return torch.nn.functional.cross_entropy(scores, targets.flatten())
+        rows = turn(step, min(TOKEN_ROWS, len(pooled)))
+        scores = router.scores(pooled[rows].flatten(0, 1)) / temperature
+        return torch.nn.functional.cross_entropy(scores, targets[rows].flatten())
 
     def after_all_before(step: int) -> Tensor:
-        rows = (torch.arange(FILTER_ROWS, device=pooled.device) + step * FILTER_ROWS) % len(pooled)
+        rows = turn(step, FILTER_ROWS)
         log_probs, _ = router.log_probs(pooled[rows])
         return torch.nn.functional.nll_loss(log_probs.flatten(0, 1), targets[rows].flatten())
+
+    def of_mixture(step: int) -> Tensor:
+        assert losses is not None
+        rows = turn(step, min(MIXTURE_ROWS, len(pooled)))
+        log_probs, _ = router.log_probs(pooled[rows])
+        return -torch.logsumexp(log_probs[:, :-1] - losses[rows], -1).mean()
 
     _minimise([p for n, p in named if not n.startswith("switch.")], each_token, params.router_steps, params)
     if router.switch is not None:
         _weaken(router, lambda: after_all_before(0))
         _minimise([p for _, p in named], after_all_before, max(1, params.router_steps // 2), params)
+    if losses is not None:
+        _minimise([p for _, p in named], of_mixture, params.mixture_steps, params)
     with torch.no_grad():
-        return float((router.log_probs(pooled)[0].argmax(-1) == targets).float().mean())
+        right = [
+            router.log_probs(some)[0].argmax(-1) == best
+            for some, best in zip(pooled.split(TOKEN_ROWS), targets.split(TOKEN_ROWS), strict=True)
+        ]
+        return float(torch.cat(right).float().mean())
 
 
 @torch.no_grad()
