@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from study import spread
+from study_corpus import CORE
 
 FOLDER = Path("docs/results")
 HARD = "fused, hard, sticky 4"
 INTRODUCTION = """# The fusion study
 
 Written by `python benchmarks/study_table.py` from `study.json`. A base of 15.7M parameters (8 blocks of width 384,
-vocabulary 4,096) is trained 200 steps on five domains, and one expert a domain 300 steps from it; they are cut at every
-second block and fused, with 80 steps for adapters and routers. The recipe: each router gathers evidence from single
-states (`window: 1`, `switch: 0.01`), and hard routing sticks to its expert until another is 4 nats more probable
-(`stickiness: 4`). A figure is the mean over three seeds with its standard error; seeds change training text, starts and
-test sequences, and the source models are the same. Pure and composite text are in bits per byte, text that switches
-domain every 128 tokens in nats per token, cost is tokens that experts really processed, in units of one expert.
+vocabulary 4,096) is trained 200 steps on five domains, and one expert a domain 300 steps from it. The recipe leaves
+experts whole, each with its own edges, and routes every token. The router sees the means of the last 1, 8 and 32 states
+(`windows: [1, 8, 32]`, `hidden: 64`) and gathers evidence (`switch: 0.01`). It is fitted on 64 calibration sequences a
+domain: to the best expert of each token, then to what a mixture of the experts with its weights loses
+(`mixture_steps: 200`), then trained for 80 steps. Hard routing sticks to its expert until another is 4 nats more
+probable (`stickiness: 4`). A figure is the mean over three seeds with its standard error; seeds change training text,
+starts and test sequences, and the source models are the same. Pure and composite text are in bits per byte, text that
+switches domain every 128 tokens in nats per token, cost is tokens that experts really processed, in units of one
+expert.
 """
 
 
@@ -40,12 +44,46 @@ def retention(systems: dict[str, Any], name: str) -> list[float]:
     return [systems[d]["bits"][d] / bits[d] for d in bits if d in systems]
 
 
+def against_best(systems: dict[str, Any], name: str) -> float:
+    """Return by how much a system is worse than the best single model on the domain where that is most."""
+    domains = [d for d in systems[name]["bits"] if d in systems]
+    singles = ("base", *domains)
+    return max(systems[name]["bits"][d] / min(systems[m]["bits"][d] for m in singles) - 1 for d in domains)
+
+
+def significant(values: list[float]) -> bool:
+    """Return whether a mean is below zero by more than two standard errors."""
+    mean, error = spread(values)
+    return mean < -2 * error
+
+
+def explored() -> list[str]:
+    """Return what was tried before, on source models of the same making."""
+    result = json.loads((FOLDER / "study_explored.json").read_text())
+    lines = [
+        f"Before, ten recipes were tried on seed 0 (`{result['command']}`). Whatever the router, each cut costs on "
+        "pure text: states of several experts are mixed at it. In the study before this one, with 16 calibration "
+        "sequences and no mixture steps, evidence over spans of 2 closed 0.956 ± 0.002 soft and 0.955 ± 0.001 hard.",
+        "",
+        "| recipe | gap, soft | gap, hard | cost, hard | switching, hard | cost, switching |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, part in result["parts"].items():
+        s = part["systems"]
+        tokens = s[HARD]["tokens"]
+        values = [gap(s, "fused, soft"), gap(s, HARD), tokens["pure"], s[HARD]["switching"], tokens["switching"]]
+        lines.append(f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    return lines
+
+
 def main() -> None:
     """Write the page."""
     result = json.loads((FOLDER / "study.json").read_text())
     parts = result["parts"]
     runs = [parts[name]["systems"] for name in sorted(parts) if name.startswith("main-")]
-    first = parts["main-evidence-0"]
+    for systems, seed in zip(runs, [p["seed"] for n, p in sorted(parts.items()) if n.startswith("main-")], strict=True):
+        systems.update(parts[f"controls-{seed}"]["systems"])
+    first = parts["main-whole-0"]
 
     def over(make: Any) -> list[float]:
         return [make(systems) for systems in runs]
@@ -61,12 +99,14 @@ def main() -> None:
     mixed = over(lambda s: s[HARD]["composite"] - s["oracle, sequence"]["composite"])
     kept = over(lambda s: sum(retention(s, "fused, soft")) / 5)
     least = over(lambda s: min(retention(s, "fused, soft")))
+    least_hard = over(lambda s: min(retention(s, HARD)))
+    worst, worst_hard = over(lambda s: against_best(s, "fused, soft")), over(lambda s: against_best(s, HARD))
     stitch = over(lambda s: s[HARD]["pure"] - s["self-stitch"]["pure"])
     matched = "trunk trained further, as long as"
     one = over(lambda s: s[HARD]["pure"] - s[f"{matched} expert"]["pure"])
     every = over(lambda s: s[HARD]["pure"] - s[f"{matched} all"]["pure"])
     every_turning = over(lambda s: s[HARD]["switching"] - s[f"{matched} all"]["switching"])
-    lines = [INTRODUCTION, f"`{result['command']}` on {result['device']}, {result['seconds']['all']} s.", ""]
+    lines = [INTRODUCTION, f"`{result['command']}` on {result['device']}, {result['seconds']} s.", ""]
     lines += ["| claim | wanted | found | |", "|---|---|---|---|"]
     rows = [
         ("gap from trunk to oracle that soft routing closes, pure text", "at least 0.97", soft, min(soft) >= 0.97),
@@ -77,24 +117,31 @@ def main() -> None:
         ("hard top-1 minus per-sequence oracle, composites, bits", "below 0", mixed, max(mixed) < 0),
         ("retention of the experts, soft, mean", "at least 0.98", kept, min(kept) >= 0.98),
         ("retention of the experts, soft, least", "at least 0.98", least, min(least) >= 0.98),
-        ("hard top-1 minus self-stitch, pure, bits", "below 0 by 2 errors", stitch, max(stitch) < 0),
-        ("hard top-1 minus trunk trained as long as one expert, pure, bits", "below 0 by 2 errors", one, max(one) < 0),
+        ("the same, hard top-1, least", "at least 0.98", least_hard, min(least_hard) >= 0.98),
+        ("worst domain against the best single model, soft", "at most 0.01", worst, max(worst) <= 0.01),
+        ("the same, hard top-1", "at most 0.01", worst_hard, max(worst_hard) <= 0.01),
+        ("hard top-1 minus self-stitch, pure, bits", "below 0 by 2 errors", stitch, significant(stitch)),
+        (
+            "hard top-1 minus trunk trained as long as one expert, pure, bits",
+            "below 0 by 2 errors",
+            one,
+            significant(one),
+        ),
         (
             "hard top-1 minus trunk trained as long as all experts, pure, bits",
             "below 0 by 2 errors",
             every,
-            max(every) < 0,
+            significant(every),
         ),
-        ("the same, switching, nats", "below 0 by 2 errors", every_turning, max(every_turning) < 0),
+        ("the same, switching, nats", "below 0 by 2 errors", every_turning, significant(every_turning)),
     ]
     lines += [f"| {text} | {wanted} | {cell(values)} | {bound(good)} |" for text, wanted, values, good in rows]
-    flops = first["systems"]["fused, hard, sticky 2"]["flops"]
+    flops = first["systems"][HARD]["flops"]
     lines += [
         "",
-        "Floating-point operations of matrix products and attention, counted by torch over two sequences of each text "
-        f"with stickiness 2, seed 0, beside one whole expert: {flops['pure']:.3f} on pure text, "
-        f"{flops['switching']:.3f} on text that switches. "
-        "They were not counted with stickiness 4, which processes fewer tokens.",
+        "Floating-point operations of matrix products and attention, counted by torch over two sequences of each text, "
+        f"seed 0, hard top-1 beside one whole expert: {flops['pure']:.3f} on pure text, {flops['switching']:.3f} on "
+        "text that switches.",
         "",
         "## All systems",
         "",
@@ -108,46 +155,49 @@ def main() -> None:
             cell(over(lambda s, n=name, k=key: s[n]["tokens"][k])) if tokens else "" for key in ("pure", "switching")
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "## Other routers, seed 0", ""]
-    lines += ["| router | gap, soft | gap, hard | cost, hard | switching, hard | composite, hard | cost, switching |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    others = [("evidence, stickiness 4", first["systems"], HARD), ("evidence", first["systems"], "fused, hard")]
-    others += [
-        (parts[name]["recipe"], parts[name]["systems"], "fused, hard")
-        for name in sorted(parts)
-        if name.startswith("compare-")
-    ]
-    for label, s, mode in others:
-        tokens = s[mode]["tokens"]
-        values = [gap(s, "fused, soft"), gap(s, mode), tokens["pure"], s[mode]["switching"], s[mode]["composite"]]
-        lines.append(f"| {label} | " + " | ".join(f"{v:.3f}" for v in (*values, tokens["switching"])) + " |")
+    lines += ["", "## Other recipes, seed 0", "", "The recipes are in `benchmarks/study.py`.", ""]
+    lines += ["| recipe | gap, soft | gap, hard | cost, hard | switching, hard | composite, hard | cost, switching | "
+              "least kept, soft | worst domain, soft |"]  # fmt: skip
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    others = [("whole", first["systems"])]
+    others += [(parts[n]["recipe"], parts[n]["systems"]) for n in sorted(parts) if n.startswith("compare-")]
+    for label, s in others:
+        tokens = s[HARD]["tokens"]
+        values = [gap(s, "fused, soft"), gap(s, HARD), tokens["pure"], s[HARD]["switching"], s[HARD]["composite"]]
+        values += [tokens["switching"], min(retention(s, "fused, soft")), against_best(s, "fused, soft")]
+        lines.append(f"| {label} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    lines += ["", *explored()]
     lines += ["", "## Number of experts, seed 0", ""]
+    lines += ["Experts beyond five are trained 200 steps, on domains that the base never saw.", ""]
     lines += [
-        "Experts beyond five are trained 100 steps, on domains that the base never saw; fused models 48 steps.",
-        "",
+        "| experts | gap, soft | gap, hard | cost, hard | routing accuracy | least kept, soft | mean kept, soft "
+        "| least share of its own domain |"
     ]
-    lines += ["| experts | gap, soft | gap, hard | cost, hard | routing accuracy | least share of its own domain |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for number in sorted(p["experts"] for n, p in parts.items() if n.startswith("number-")):
-        part = parts[f"number-evidence-{number}"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    numbers = {p["experts"]: p for n, p in parts.items() if n.startswith("number-")} | {len(CORE): first}
+    for number, part in sorted(numbers.items()):
         s = part["systems"]
-        shares = s["fused, hard"]["shares"]
-        own = min(shares[d][d] for d in shares if d in s)
-        values = [
-            gap(s, "fused, soft"),
-            gap(s, "fused, hard"),
-            s["fused, hard"]["tokens"]["pure"],
-            part["accuracy"],
-            own,
-        ]
+        shares = s[HARD]["shares"]
+        kept_here = retention(s, "fused, soft")
+        values = [gap(s, "fused, soft"), gap(s, HARD), s[HARD]["tokens"]["pure"], part["accuracy"], min(kept_here)]
+        values += [sum(kept_here) / len(kept_here), min(shares[d][d] for d in shares if d in s)]
         lines.append(f"| {number} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
     lines += ["", "## The budget, seed 0", ""]
-    lines += ["| mass | pure | cost | switching | cost, switching |", "|---|---|---|---|---|"]
-    hard_row = first["systems"]["fused, hard"]
-    for entry in [{"mass": 0.0, **hard_row}, *first["budget"], {"mass": 1.0, **first["systems"]["fused, soft"]}]:
-        tokens = entry["tokens"]
-        values = [entry["pure"], tokens["pure"], entry["switching"], tokens["switching"]]
-        lines.append(f"| {entry['mass']} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    lines += ["Soft weights are cut to the most probable experts until they have this mass; beside them all else that "
+              "a user could run at that cost.", ""]  # fmt: skip
+    lines += ["| system | cost | cost, switching | pure | switching |", "|---|---|---|---|---|"]
+    found = first["systems"]
+    sparse = f"{HARD}, no catch-up"
+    curve = [("hard, stickiness 4, no catch-up", found[sparse]), ("hard, stickiness 4", found[HARD])]
+    curve += [("hard", found["fused, hard"]), *((f"mass {e['mass']}", e) for e in first["budget"])]
+    curve += [("soft", found["fused, soft"])]
+    rest = [(n, s) for n, s in found.items() if not n.startswith(("fused", "oracle", "self"))]
+    all_models = len(CORE) + 1.0
+    several = {"ensemble": all_models, "whole model by prompt": 1 + (all_models - 1) * 32 / 512}
+    for label, entry in [*curve, *rest]:
+        price = entry.get("tokens", dict.fromkeys(("pure", "switching"), several.get(label.partition(",")[0], 1.0)))
+        values = [price["pure"], price["switching"], entry["pure"], entry["switching"]]
+        lines.append(f"| {label} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
     errors = {
         m: [parts[n]["calibration_error"][m] for n in sorted(parts) if n.startswith("main-")] for m in ("soft", "hard")
     }
@@ -160,14 +210,17 @@ def main() -> None:
 
 NEGATIVE = """## What did not work
 - A trunk that is trained as long as all experts together is better than the fused model on pure text, on text that
-  switches and on composites. It is also better than the per-sequence oracle, so no routing of these experts could beat
-  it on pure text: experts of this size, branched this early, do not pay for their training there.
-- Soft routing stays below 0.97 of the gap, and retention below 98%: what is lost is routing on unclear tokens. The
-  ensemble that weighs experts by their own likelihood loses next to nothing.
-- With eight and sixteen experts routers find the best one less often and switch more, and one of them gets a small part
-  of its own domain only.
-- Evidence alone switches more often than a window of 32 states; without stickiness it costs more than it gains on pure
-  text.
+  switches and on composites. It is also better than the per-sequence oracle, so no routing of these
+  experts could beat it on pure text: experts of this size, branched this early, do not pay for their training there.
+  [The tiny models](README.md) are a setting where they do.
+- On the worst domain soft routing loses more than 1% against its own expert in two of three seeds. With 128 calibration
+  sequences a domain it loses less.
+- The posterior-weighted ensemble, which runs all models, is better on pure text by about 0.01 bits than every point of
+  the budget curve; on text that switches it is far behind.
+- Cutting experts into spans, which the feasibility study had gain on text that switches, loses on both kinds of text
+  once routers are well fitted.
+- With sixteen experts the soft gap holds, but the least of them keeps less of its own strength on its domain: it is
+  close to others there.
 """
 
 

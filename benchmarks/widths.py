@@ -31,6 +31,11 @@ KINDS = {
 }
 
 
+UNDONE = """Where every token goes to one stranger of equal width, adapters that undo each other give the stranger back:
+the identity, and a rotation on the way out with its inverse on the way in. So Procrustes loses nothing there, however
+badly it fits the trunk (R² says so); ridge regression does. Between widths there is no such way."""
+
+
 def reached(curve: dict[str, float], bound: float) -> int | None:
     """Return the first step at which a curve is as low as a bound, if it ever is."""
     return next((int(step) for step in sorted(curve, key=int) if curve[step] <= bound), None)
@@ -39,7 +44,7 @@ def reached(curve: dict[str, float], bound: float) -> int | None:
 def cell(values: Sequence[float], digits: int = 3) -> str:
     """Return a mean with its standard error."""
     mean, error = spread(list(values))
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
 
 def starts_table(runs: Sequence[dict[str, Any]], guest: str) -> list[str]:
@@ -63,10 +68,12 @@ def starts_table(runs: Sequence[dict[str, Any]], guest: str) -> list[str]:
 
 def joined_table(runs: Sequence[dict[str, Any]], guest: str) -> list[str]:
     """Return the section on what fusing trunk and stranger gains."""
-    lines = [f"### {KINDS[guest]}", ""]
+    mine = {cut: [r for r in runs if (r["guest"], r["arm"]) == (guest, cut)] for cut in ("whole", "cut")}
+    common = set.intersection(*({r["seed"] for r in found} for found in mine.values()))
+    mine = {cut: [r for r in found if r["seed"] in common] for cut, found in mine.items()}
+    lines = [f"### {KINDS[guest]}", "", f"Seeds: {', '.join(map(str, sorted(common)))}.", ""]
     lines += ["| system | mixture | maths | own score kept on maths | switching | cost | cost, switching |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    mine = {cut: [r for r in runs if (r["guest"], r["arm"]) == (guest, cut)] for cut in ("whole", "cut")}
     whole = mine["whole"]
     rows = [("trunk", whole, "base"), ("stranger", whole, guest)]
     rows += [(f"fused, {cut}, {mode}", found, mode) for cut, found in mine.items() for mode in ("soft", "hard")]
@@ -90,11 +97,12 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Experts of other widths and architectures",
         "",
-        f"Written by `{result['command']}` on {result['device']}, torch {result['torch']}, {result['seconds']} s. The "
+        f"Written by `{result['command']}` on {result['device']}, torch {result['torch']}. The "
         "trunk is the tiny base, a llama of width 192 and 4 blocks; both strangers were trained on maths alone, with "
         "the same tokenizer. Bits per byte of held-out text, nats per token on text that switches domain; means over "
         "seeds with standard errors.",
         "",
+        *([result["note"], ""] if "note" in result else []),
         "## How adapters start",
         "",
         "A stranger is cut in two, and every token is routed to it, so that what is trained is its adapters alone, on "
@@ -104,6 +112,7 @@ def page(result: dict[str, Any]) -> str:
     ]
     for guest in GUESTS:
         lines += starts_table(result["starts"], guest)
+    lines += [UNDONE, ""]
     lines += ["## What fusing gains", "", "Trunk and one stranger, fused and trained as params.yaml says.", ""]
     for guest in GUESTS:
         lines += joined_table(result["joined"], guest)

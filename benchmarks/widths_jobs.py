@@ -193,10 +193,13 @@ def run(args: argparse.Namespace) -> None:
         make_stranger(args)
         return
     guest, arm, seed = what[0], what[1], int(what[2])
+    folder = args.work / "results"
+    target = folder / f"{'-'.join(args.job)}.json"
+    if target.is_file():
+        return
     store = extract(sources(args), args.work / "stores" / "-".join(args.job), "reference")
     make = {"starts": starts, "joined": joined}[kind]
     record = {"kind": kind, "guest": guest, "arm": arm, "seed": seed, **make(args, store, guest, arm, seed)}
-    folder = args.work / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{'-'.join(args.job)}.json").write_text(json.dumps(record))
+    target.write_text(json.dumps(record))
     print("-".join(args.job), json.dumps(record)[:600], flush=True)

@@ -270,14 +270,8 @@ def train_one(
     def start(report: StartReport) -> None:
         report.adapters = start_adapters(model, store, data.calibration, params, batch_size=batch_size)
         if targets is not None:
-            report.routers = start_routers(
-                model,
-                data.calibration.input_ids,
-                targets,
-                params,
-                batch_size=batch_size,
-                losses=mixed,
-            )
+            ids = data.calibration.input_ids
+            report.routers = start_routers(model, ids, targets, params, batch_size=batch_size, losses=mixed)
 
     checkpoint, starts = resume_or_start(folder, what, fingerprint, start)
     return fit(

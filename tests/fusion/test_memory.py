@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mango.errors import ConfigError
 from mango.fusion import RouterParams, Selection, TokenRouter, TopKRouter
-from mango.fusion.evidence import filtered, sticky
+from mango.fusion.evidence import _by_doubling, _in_turn, filtered, sticky
 from mango.fusion.params import TokenParams, TopKParams
 from mango.fusion.routers import Recalled, choose
 from tests.reference import evidence as slow
@@ -51,6 +51,22 @@ def test_evidence_adds_up_as_in_the_reference_at_once_and_in_chunks(
             found.append(out)
             start += cut
         np.testing.assert_allclose(torch.cat(found, 1)[0].exp().numpy(), wanted, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 16])
+def test_evidence_adds_up_in_turn_as_it_does_by_doubling_with_the_same_gradient(length: int) -> None:
+    valid = noise(3, length, seed=1) > -0.5
+    before = torch.softmax(noise(3, 4, seed=2).double(), -1)
+    found = []
+    for way in (_by_doubling, _in_turn):
+        likelihood = noise(3, length, 4).double().exp().requires_grad_()
+        switch = torch.tensor(0.03, dtype=torch.float64, requires_grad=True)
+        belief = way(likelihood, valid, switch, before)
+        log_probs = belief.log() - belief.log().logsumexp(-1, keepdim=True)
+        (log_probs * noise(3, length, 4, seed=3)).sum().backward()
+        found.append((log_probs.detach(), likelihood.grad, switch.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def test_padding_passes_evidence_on_and_extreme_scores_rule_nobody_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor
 from mango.blocks import BlockStore, load_source
 from mango.corpus import token_losses
 from mango.errors import TrainingError
-from mango.fusion import Adapter, MolForCausalLM
+from mango.fusion import Adapter, MolForCausalLM, TokenRouter
+from mango.fusion.params import TokenParams
 from mango.tensors import RidgeFit
-from mango.training import StartParams, routing_targets, source_losses, start_adapters, start_routers
+from mango.training import StartParams, prepare, routing_targets, source_losses, start_adapters, start_routers
 from mango.training.calibration import best_expert, recorded_states
 from mango.training.data import mixture
+from mango.training.starts import entering_losses, fit_router
 from tests.reference import training as reference
 from tests.training.toys import LENGTH, build, make_job, make_tokenizer
 
@@ -182,3 +185,76 @@ def test_no_steps_leave_routers_undecided(toy_store: BlockStore, toy_corpus: Pat
     ids = torch.ones(1, 8, dtype=torch.long)
     assert start_routers(model, ids, torch.zeros(1, 8, 2).long(), StartParams(router_steps=0), batch_size=1) == {}
     assert all(tensor.equal(before[name]) for name, tensor in model.routers.state_dict().items())
+
+
+@pytest.mark.parametrize("switch", [None, 0.05])
+def test_a_router_learns_to_weigh_sources_by_what_their_mixture_loses(switch: float | None) -> None:
+    """Labels say which source is best, not by how much: where it hardly matters a router need not be sure."""
+    sure = noise(12, 10, seed=1) > 0
+    pooled = torch.stack([sure.float(), noise(12, 10, seed=2) > 0, noise(12, 10, seed=3), noise(12, 10, seed=4)], -1)
+    right = noise(12, 10, seed=5) > -0.3
+    losses = torch.stack([torch.where(right, 0.9, 1.1), torch.where(right, 1.1, 0.9)], -1)
+    losses[..., 1] = torch.where(sure, 9.0, losses[..., 1])
+    losses = losses[:, :-1]
+    targets = torch.nn.functional.pad(losses.argmin(-1), (0, 1))
+    found = {}
+    for steps in (0, 60):
+        torch.manual_seed(0)
+        router = TokenRouter(4, 2, TokenParams(window=1, switch=switch)).train(False)
+        for part in (router.temperature, router.switch):
+            if part is not None:
+                part.start_weights(0.02)
+        params = StartParams(router_steps=40, mixture_steps=steps)
+        fit_router(router, pooled, targets, params, losses=losses if steps else None)
+        with torch.no_grad():
+            log_probs, _ = router.log_probs(pooled)
+            found[steps] = float(-torch.logsumexp(log_probs[:, :-1] - losses, -1).mean())
+    best, worst = float(losses.min(-1).values.mean()), float(losses.mean())
+    assert best < found[60] < found[0] < worst
+
+
+def test_mixture_steps_reach_the_routers_of_a_model(toy_store: BlockStore, toy_corpus: Path) -> None:
+    job = make_job(toy_corpus, experts=("sister", "stranger"))
+    text = mixture(job.corpus, "train", make_tokenizer(), num_sequences=4, switching_share=0.0, seed=0).input_ids
+    losses = source_losses(toy_store, job.model_names(), text, batch_size=2, device="cpu")
+    weights = []
+    for steps in (0, 5):
+        model = build(job, toy_store)
+        mixed = entering_losses(model, losses)
+        assert [tuple(one.shape) for one in mixed] == [(4, LENGTH - 1, 3), (4, LENGTH - 1, 2)]
+        assert mixed[1][..., 0].equal(losses["base"])
+        assert mixed[1][..., 1].equal(losses["sister"])
+        targets = routing_targets(model, losses, 4)
+        params = StartParams(router_steps=5, mixture_steps=steps)
+        start_routers(model, text, targets, params, batch_size=2, losses=mixed)
+        weights.append([router.outer.weight.detach().clone() for router in model.iter_routers()])
+    assert not any(one.equal(other) for one, other in zip(*weights, strict=True))
+
+
+def test_mixture_steps_without_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mixture_steps.*router_steps above 0"):
+        StartParams(router_steps=0, mixture_steps=3)
+
+
+def test_mixture_steps_want_a_next_token(toy_corpus: Path) -> None:
+    job = make_job(toy_corpus, {"start": {"mixture_steps": 2}, "controls": {"continued_trunk": False}})
+    job.check()
+    other = replace(job, fusion=job.fusion.model_copy(update={"task": "masked-lm"}))
+    with pytest.raises(TrainingError, match=r"train\.start\.mixture_steps: 2, but a model for masked-lm"):
+        other.check()
+
+
+def test_calibration_text_is_read_in_batches_of_its_own(
+    toy_store: BlockStore, toy_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def watched(*args: Any, batch_size: int, **how: Any) -> dict[str, Tensor]:
+        sizes.append(batch_size)
+        return source_losses(*args, batch_size=batch_size, **how)
+
+    monkeypatch.setattr("mango.training.run.source_losses", watched)
+    for size, wanted in ((0, 2), (3, 3)):
+        job = make_job(toy_corpus, {"start": {"sequences": 1, "batch_size": size}})
+        prepare(job, toy_store, make_tokenizer(), "cpu")
+        assert sizes.pop() == wanted
