@@ -7,6 +7,7 @@ plainest inputs do not reach, such as the vision tower of a language model, are 
 
 from __future__ import annotations
 
+import inspect
 import re
 import threading
 from typing import Any
@@ -29,7 +30,7 @@ from mango.architectures.stacks import (
     root_of,
     weight_of,
 )
-from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, TASKS, task_of
+from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, SEQ2SEQ, TASKS, task_of
 from mango.architectures.trace import Call, Trace, tracing
 from mango.errors import ArchitectureError
 
@@ -77,7 +78,8 @@ def _describe(model: PreTrainedModel, task: str, config: PretrainedConfig) -> Co
     main_trace, main = _main(model, found, base_prefix, where, reasons, trace if task in (CAUSAL, IMAGE_TEXT) else None)
     if not main.path.startswith(f"{base_prefix}."):
         base_prefix = ""
-    family = TASKS[task].family or _family(model)
+    encodes = task != SEQ2SEQ or getattr(config, "is_encoder_decoder", False)  # not where sounds stand among tokens
+    family = (TASKS[task].family if encodes else "multimodal") or _family(model)
     roles = named_roles([(role_of(model, candidate.path, family), candidate) for _, candidate in found])
     traces = {id(candidate): part_trace for part_trace, candidate in found}
     stacks = [measure(model, traces[id(candidate)], candidate, role) for role, candidate in roles]
@@ -176,13 +178,23 @@ def _base_prefix(model: PreTrainedModel, embeddings: str, where: str, *, needed:
     """Return the attribute that holds the base model: the declared one, else the child that holds the embeddings."""
     declared = model.base_model_prefix
     if declared and isinstance(getattr(model, declared, None), nn.Module):
-        return declared
+        return _within(model, declared)
     if not needed:
         return ""
     child, _, inner = embeddings.partition(".")
     if not inner:
         raise ArchitectureError(f"{where}: it has no base model, neither under its prefix {declared!r} nor elsewhere")
     return child
+
+
+def _within(model: nn.Module, path: str) -> str:
+    """Return the path of the model that a wrapper hands on all that it is given to, or that of a model itself."""
+    module = model.get_submodule(path)
+    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+    children = [name for name, _ in module.named_children()]
+    if kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} and len(children) == 1:
+        return _within(model, f"{path}.{children[0]}")
+    return path
 
 
 def _unreached(model: PreTrainedModel, trace: Trace) -> list[tuple[Trace, Candidate]]:

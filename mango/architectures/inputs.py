@@ -112,7 +112,7 @@ class InputMaker:
                 )
             case "grid_thw" | "image_grid_thw":
                 return torch.tensor([[1, 4, 4]])
-            case "merge_sizes":
+            case "merge_sizes" | "image_merge_sizes":
                 return torch.tensor([_read(self.config, "spatial_merge_size") or 2])
             case "input_features_mask" | "audio_mel_mask" | "audio_attention_mask":
                 return torch.ones(self.batch, 64, dtype=torch.long)
@@ -191,7 +191,7 @@ class InputMaker:
             return self._normal(self.batch, frames if isinstance(frames, int) else 2, channels, height, width)
         if shape == 2:
             # Patches in a row, as models that take images of any size read them.
-            patch = _read(config, "patch_size") or 1
+            patch = next((p for c in (config, *_inner_configs(self.config)) if (p := _read(c, "patch_size"))), 1)
             patch = patch if isinstance(patch, int) else patch[-1]
             return self._normal(self.batch, 16, channels * patch * patch)
         return self._normal(self.batch, channels, height, width)

@@ -24,6 +24,7 @@ class Support:
         fused: whether it was fused with a model for the same task, as guest and as trunk, and every expert ran.
         cached_decode: whether fused models of it decode with a cache as without.
         reason: why not, or None.
+        whole: why it is a trunk in one span of all its blocks alone, or None.
     """
 
     model_type: str
@@ -34,6 +35,7 @@ class Support:
     fused: bool
     cached_decode: bool
     reason: str | None
+    whole: str | None
 
 
 @lru_cache(maxsize=1)

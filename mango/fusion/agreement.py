@@ -18,7 +18,7 @@ from mango.architectures.meta import MODEL_FAILURES, is_unsaved
 from mango.architectures.tasks import SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError
-from mango.fusion.comparison import compare
+from mango.fusion.comparison import check_stream, compare
 from mango.fusion.core import MolPreTrainedModel
 from mango.fusion.encoder_agreement import EncoderTrace
 from mango.fusion.expert import FusedExpert
@@ -138,7 +138,9 @@ class _Trace:
         if not any(name in taken for name in CACHE_NAMES):
             missing.append(CACHE_NAMES[0])
         if missing:
-            raise TypeError(f"{type(base).__name__} takes no {', '.join(missing)}")
+            raise TypeError(
+                f"{type(base).__name__} takes no {', '.join(missing)}, which a causal model's spans are given"
+            )
         length = min(NUM_TOKENS, parts.max_positions or NUM_TOKENS)
         step = max(1, parts.vocab_size // (2 * length + 1))
         self.ids = (torch.arange(2 * length).view(2, length) * step + 1) % parts.vocab_size
@@ -152,9 +154,12 @@ class _Trace:
         calls = capture_block_calls(source, self.ids, self.mask.long(), self.positions if self._placed else None)
         handle.remove()
         self.logits = logits[0]
+        check_stream(next(iter(calls[0].args), calls[0].kwargs.get("hidden_states")), self.ids, type(base).__name__)
         handler = handler_for(parts.model_type)
         if length > 2 and not handler.places_keys() and self._same_elsewhere(source):
             self._refuse_order(source, parts, calls, type(base).__name__)
+        if length > 2 and not self._placed:
+            self._refuse_counting(source, calls[0], type(base).__name__)
         self.states = [call.args[0] if call.args else call.kwargs["hidden_states"] for call in calls]
         last = calls[-1].output
         self.states.append(last if isinstance(last, Tensor) else last[0])
@@ -167,6 +172,17 @@ class _Trace:
         moved[:, -1] += 1
         logits = source(input_ids=self.ids, attention_mask=self.mask.long(), position_ids=moved, use_cache=False).logits
         return bool(logits[:, -1].equal(self.logits[:, -1]))
+
+    def _refuse_counting(self, source: PreTrainedModel, call: BlockCall, name: str) -> None:
+        """Refuse a model that gives a token another vector at another place, without being told the place."""
+        order = [1, 0, *range(2, self.ids.shape[1])]
+        moved = capture_block_calls(source, self.ids[:1, order])[0]
+        found, wanted = (given.args[0] if given.args else given.kwargs["hidden_states"] for given in (moved, call))
+        if not found[0].allclose(wanted[0, order], rtol=1e-3, atol=1e-5 * float(wanted.abs().max())):
+            raise TypeError(
+                f"{name} takes no position_ids and places tokens by counting them, so an expert that processes some "
+                "tokens alone would place them wrongly"
+            )
 
     def _refuse_order(self, source: PreTrainedModel, parts: ComponentMap, calls: list[BlockCall], name: str) -> None:
         """Refuse a model whose attention knows the order of keys: it would count other distances than are true.

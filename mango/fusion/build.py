@@ -100,8 +100,24 @@ def build_fused(
         _fill(model, weights)
     model.freeze_experts()
     model.train(False)
+    _check_heads(model)
     check_agreement(model, store)
     return model
+
+
+def _check_heads(model: MolPreTrainedModel) -> None:
+    """Refuse experts whose distributions are over other numbers of tokens."""
+    rows: dict[str, int] = {}
+    for expert, fused in zip(model.layout.experts, model.experts, strict=True):
+        assert isinstance(fused, FusedExpert)
+        if fused.tail is not None and fused.tail.head_path is not None:
+            rows[expert.name] = fused.tail.model.get_submodule(fused.tail.head_path).weight.shape[0]  # type: ignore[union-attr]
+    if len(set(rows.values())) > 1:
+        found = ", ".join(f"that of {name!r} {count:,}" for name, count in rows.items())
+        raise IncompatibleBlocksError(
+            f"fusion: heads tell different numbers of tokens apart: {found}; experts whose distributions are mixed "
+            "must agree, or end in the trunk's head (edges: trunk)"
+        )
 
 
 def _is_trained(name: str) -> bool:

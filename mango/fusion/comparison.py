@@ -11,6 +11,24 @@ TOLERANCE = 1e-4
 """Largest difference, relative to the largest value, in float32; parts run the source model's own code."""
 
 
+def check_stream(states: Tensor, ids: Tensor, what: str) -> None:
+    """Refuse blocks whose stream has another shape than one vector for each token.
+
+    Args:
+        states: what a block is given.
+        ids: the tokens, ``[rows, length]``.
+        what: the model, for the message.
+
+    Raises:
+        TypeError: they have.
+    """
+    if states.ndim != 3 or states.shape[:2] != ids.shape:
+        raise TypeError(
+            f"the blocks of {what} read a stream of shape {list(states.shape)} for {list(ids.shape)} tokens, and a "
+            "fused stream has one vector for each token"
+        )
+
+
 def compare(found: Tensor, wanted: Tensor, mask: Tensor, what: str, *, computed: torch.dtype | None = None) -> None:
     """Compare what a part computes on its own with what it computes inside its model.
 

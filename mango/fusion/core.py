@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 
 from mango.architectures import describe
 from mango.auto import AUTO_CLASSES
@@ -115,6 +116,15 @@ class MolPreTrainedModel(PreTrainedModel):
             for part in (expert.tail, expert.encoder):
                 if part is not None:
                     part.requires_grad_(False)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Start what holds weights, and let source models make what they make for all their blocks at once."""
+        super().initialize_weights()  # type: ignore[no-untyped-call]
+        with guard_torch_init_functions():
+            for module in self.modules():
+                if isinstance(module, PreTrainedModel) and module is not self:
+                    module._init_weights(module)
 
     def _init_weights(self, module: nn.Module) -> None:
         # Only modules that hold parameters themselves come here. Each knows its start, or is of a standard kind.

@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from mango.architectures import ComponentMap
 from mango.errors import ArchitectureError
-from mango.fusion.shells import Body, Tail, pruned, put
+from mango.fusion.shells import Body, StatesAlone, Tail, pruned, put
 from mango.fusion.span_cache import SpanCache
 
 
@@ -81,14 +80,6 @@ def enter_behind(base: nn.Module, parts: ComponentMap, holder: Holder) -> None:
         base.register_forward_hook(leave)
 
 
-class _GivenOutput(BaseModelOutputWithPoolingAndCrossAttentions):
-    """States and nothing else, whatever it is asked for."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
 class Given(nn.Module):
     """Stands for a model without blocks that does nothing behind them: it returns the states that come in.
 
@@ -108,9 +99,9 @@ class Given(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_original"], name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> _GivenOutput:
+    def forward(self, *args: Any, **kwargs: Any) -> StatesAlone:
         """Return the states."""
-        return _GivenOutput(last_hidden_state=self._holder.states)
+        return StatesAlone(last_hidden_state=self._holder.states)
 
 
 def takes_tokens(base: PreTrainedModel) -> bool:

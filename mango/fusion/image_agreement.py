@@ -24,7 +24,9 @@ from mango.fusion.shells import Tail
 BEFORE, BEHIND = 2, 4
 """Tokens of text in front of the image, and behind it."""
 _TYPES = ("token_type_ids", "mm_token_type_ids")
-_BESIDE = ("image_grid_thw", "grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask")
+_BESIDE = ("image_grid_thw", "grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask", "image_merge_sizes")
+_TILES = (1, 2, 3, 5)
+"""In how many pieces an image may be given."""
 
 
 def image_inputs(source: PreTrainedModel, *, rows: int = 1) -> dict[str, Tensor]:
@@ -62,15 +64,17 @@ def _tries(source: PreTrainedModel, rows: int) -> Iterator[dict[str, Tensor] | B
     base: Any = getattr(source, "model", source)
     if not hasattr(base, "get_image_features"):
         return
-    takes = inspect.signature(base.forward).parameters
+    takes = dict(inspect.signature(base.forward).parameters)
     maker = InputMaker(source, batch=rows, length=BEFORE + BEHIND)
     text = maker.make("input_ids")
     place = places_of(source.config)
     image = getattr(source.config, "image_token_id", None)
     image = place[0] if image is None else image
-    for shape, sized in product(range(3), (False, True)):
+    for shape, sized, tiles in product(range(3), (False, True), _TILES):
+        if tiles > 1 and shape != 1:
+            continue
         try:
-            media = _media(source, maker, takes, shape, rows, sized=sized)
+            media = _media(source, maker, takes | _parameters(base), shape, rows, sized=sized, tiles=tiles)
             features = base.get_image_features(**{n: v for n, v in media.items() if n in _parameters(base)})
         except MODEL_FAILURES as error:
             yield error
@@ -84,24 +88,31 @@ def _tries(source: PreTrainedModel, rows: int) -> Iterator[dict[str, Tensor] | B
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), **media, **types}
 
 
-def _parameters(base: Any) -> set[str]:
-    return set(inspect.signature(base.get_image_features).parameters)
+def _parameters(base: Any) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(base.get_image_features).parameters)
 
 
 def _media(
-    source: PreTrainedModel, maker: InputMaker, takes: Any, shape: int, rows: int, *, sized: bool
+    source: PreTrainedModel, maker: InputMaker, takes: Any, shape: int, rows: int, *, sized: bool, tiles: int
 ) -> dict[str, Tensor]:
     beside: dict[str, Tensor] = {}
     if "image_grid_thw" in takes:  # patches in a row, as many as the grid has
         pixels = maker._patch_rows(flat=shape != 1).to(source.dtype)
         beside["image_grid_thw"] = maker.make("image_grid_thw").repeat(rows, 1)
+        if "image_merge_sizes" in takes:
+            beside["image_merge_sizes"] = maker.make("image_merge_sizes").repeat(rows)
         return {"pixel_values": pixels.repeat(rows, *(1,) * (pixels.ndim - 1)), **beside}
     pixels = maker.make("pixel_values", shape).to(source.dtype)
+    if pixels.ndim == 5:
+        pixels = pixels[:, :1].repeat(1, tiles, 1, 1, 1)
     if sized and "image_sizes" in takes and pixels.ndim >= 4:
         beside["image_sizes"] = torch.tensor([list(pixels.shape[-2:])] * rows)
     for name in _BESIDE:
         if name in takes and takes[name].default is inspect.Parameter.empty and name not in beside:
-            beside[name] = maker.make(name)
+            whole = name == "pixel_attention_mask" and pixels.ndim == 5
+            beside[name] = (
+                torch.ones(*pixels.shape[:2], *pixels.shape[3:], dtype=torch.bool) if whole else maker.make(name)
+            )
     return {"pixel_values": pixels, **beside}
 
 

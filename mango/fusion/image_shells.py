@@ -63,9 +63,6 @@ class TextBody(Body):
                 self._inject, with_kwargs=True
             )
 
-    def _inject(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return None if self._incoming is None else super()._inject(module, args, kwargs)
-
     def positions(self, position_ids: Tensor) -> Tensor:
         """Return positions as the model takes them.
 

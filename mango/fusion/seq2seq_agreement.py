@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mango.architectures import ComponentMap, block_list
-from mango.fusion.comparison import compare
+from mango.fusion.comparison import check_stream, compare
 from mango.fusion.seq2seq_shells import Context, DecoderBody, SourceEncoder
 from mango.fusion.shells import Body, Tail
 
@@ -57,11 +57,7 @@ class Seq2SeqTrace:
         self.encoded: Tensor = out.encoder_last_hidden_state
         if len(self.states) != parts.num_blocks + 1:
             raise TypeError(f"{type(source).__name__} ran {len(self.states) - 1} of its {parts.num_blocks} blocks")
-        if self.states[0].shape[:2] != self.ids.shape:
-            raise TypeError(
-                f"the blocks of {type(source).__name__} read a stream of {list(self.states[0].shape[:2])} places for "
-                f"{list(self.ids.shape)} tokens, and a fused stream has one place for each token"
-            )
+        check_stream(self.states[0], self.ids, type(source).__name__)
 
     def check_encoder(self, encoder: SourceEncoder, what: str) -> None:
         """Compare the whole encoder with the model's own."""

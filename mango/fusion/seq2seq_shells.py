@@ -43,8 +43,10 @@ def stack_parts(parts: ComponentMap, role: str) -> ComponentMap:
     """
     found: list[Stack] = [stack for stack in parts.stacks if stack.role == role]
     if len(found) != 1 or not found[0].root:
+        has = ", ".join(other.role for other in parts.stacks)
         raise ArchitectureError(
-            f"{parts.architecture}: wanted one {role} of its own, found {len(found)}; it cannot be fused"
+            f"{parts.architecture}: wanted one stack of blocks that is its {role}, found {has}: it is no "
+            "encoder-decoder model of text, so it cannot be fused with such models"
         )
     (stack,) = found
     if any(other.root == stack.root for other in parts.stacks if other is not stack):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from mango.architectures import ComponentMap
 from mango.architectures.handlers import handler_for
@@ -42,6 +43,34 @@ class _Same(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return args[0] if args else kwargs["inputs_embeds"]
+
+
+class _Passing(nn.Module):
+    """Stands for a module behind the blocks: it returns the states that it is given.
+
+    What a model reads of the module that it stands for, such as the element type of its weights, it still finds.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_original"] = original  # no part of this one: it holds no data
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_original"], name)
+
+    def forward(self, states: Any, *args: Any, **kwargs: Any) -> Any:
+        return states
+
+
+class StatesAlone(BaseModelOutputWithPoolingAndCrossAttentions):
+    """States that a base model returns, and nothing else, whatever it is asked for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -90,6 +119,7 @@ def pruned(
     holders: list[Any] = [base.get_submodule(parts.blocks.rpartition(".")[0][:end]) for end in _ends(parts.blocks)]
     if parts.task == IMAGE_TEXT:
         holders.append(model.get_submodule(parts.stacks[0].root))
+    _keep_tables(base, holders, parts.blocks)
     configs = [own, model.config, *(getattr(holder, "config", own) for holder in (base, *holders))]
     for part in {id(config): config for config in configs}.values():
         field = part.attribute_map.get("layer_types", "layer_types")
@@ -99,6 +129,19 @@ def pruned(
         with suppress(NotImplementedError):  # it counts its blocks in another way, and does not look again
             part.num_hidden_layers = max(1, stop - start)  # some divide by it
     return model
+
+
+def _keep_tables(base: nn.Module, holders: list[Any], blocks: str) -> None:
+    """Let what makes tables of positions for the kinds of blocks see the configuration of all blocks."""
+    copies: dict[int, Any] = {}
+    for path, module in base.named_modules():
+        apart = not isinstance(module, PreTrainedModel) and module not in holders
+        if (
+            apart
+            and not path.startswith(f"{blocks}.")
+            and isinstance(getattr(module, "config", None), PretrainedConfig)
+        ):
+            module.config = deepcopy(module.config, copies)
 
 
 def _ends(path: str) -> list[int]:
@@ -167,9 +210,14 @@ class Body(GradientCheckpointingLayer):
             raise ArchitectureError(f"a span that starts at block {start} cannot start from token ids")
         base = pruned(config, parts, start, stop, whole=front and self.whole).get_submodule(parts.base_prefix)
         if not front:
+            if _reads_ids(base, parts):
+                raise ArchitectureError(
+                    f"{parts.architecture}: its blocks are given what it looks up by token ids beside the stream, so "
+                    "only a span that starts at its own embedding (edges: own, from block 0) can be fused"
+                )
             self.drop_before(base, parts)
         for path in parts.after:
-            put(base, path, nn.Identity())
+            put(base, path, _Passing(base.get_submodule(path)))
         self.base: PreTrainedModel = base  # type: ignore[assignment]
         self.front = front
         self.start = start
@@ -324,6 +372,31 @@ class Body(GradientCheckpointingLayer):
         return out.last_hidden_state  # type: ignore[no-any-return]
 
 
+def _reads_ids(base: nn.Module, parts: ComponentMap) -> bool:
+    """Tell whether blocks are given something beside the stream that is looked up by token ids."""
+    main = parts.embeddings.removeprefix(f"{parts.base_prefix}.")
+    others = [path for path in parts.before if path != main]
+    return handler_for(parts.model_type).keeps_ids() and bool(others)
+
+
+class _Behind:
+    """What a base model does behind its blocks: its modules there, one after the other.
+
+    Args:
+        base: the base model.
+        paths: of these modules.
+    """
+
+    def __init__(self, base: nn.Module, paths: tuple[str, ...]) -> None:
+        self.base = base
+        self.paths = paths
+
+    def __call__(self, *, inputs_embeds: Tensor, **kwargs: Any) -> StatesAlone:
+        for path in self.paths:
+            inputs_embeds = self.base.get_submodule(path)(inputs_embeds)
+        return StatesAlone(last_hidden_state=inputs_embeds)
+
+
 class Tail(nn.Module):
     """A source model's final norm and head, run by its own forward pass without blocks.
 
@@ -341,6 +414,8 @@ class Tail(nn.Module):
         _drop_before(base, parts)
         self.model = model
         self._accepted = accepted(base)
+        if _reads_ids(base, parts):
+            base.forward = _Behind(base, parts.after)
         self.head_path: str | None = parts.head
         self._incoming: Tensor | None = None
         first = base.get_submodule(parts.after[0]) if parts.after else model.get_submodule(parts.head)

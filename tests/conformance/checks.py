@@ -38,6 +38,7 @@ class Row:
     fused: bool = False
     cached_decode: bool = False
     reason: str | None = None
+    whole: str | None = None
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def check(model_type: str, *, fuse: bool = True) -> Row:
         problem = f"models for {tiny.task} are not fused so far"
         row.reason = row.reason or problem
         return row
-    problem = fused(tiny)
+    problem, row.whole = fused(tiny)
     row.fused = problem is None
     row.cached_decode = row.fused and tiny.task in (CAUSAL, SEQ2SEQ, IMAGE_TEXT)
     if problem is not None:

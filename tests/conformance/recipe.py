@@ -149,6 +149,13 @@ def _shrunk(values: dict[str, Any], tree: _Tree) -> dict[str, Any]:
         elif isinstance(value, dict) and "model_type" in value:
             out[name] = _shrunk(value, tree)
     _refit(values, out, layers)
+    if "window_size" in out and _is_int(out.get("patch_size")) and _is_int(out.get("spatial_merge_size")):
+        out["window_size"] = 2 * out["spatial_merge_size"] * min(out["patch_size"], PATCH)  # windows of whole patches
+    if isinstance(out.get("image_grid_pinpoints"), list):
+        tiles = [[side // min(map(min, values["image_grid_pinpoints"])) for side in tile]
+                 for tile in values["image_grid_pinpoints"]]  # fmt: skip
+        size = out["vision_config"]["image_size"]
+        out["image_grid_pinpoints"] = [[size * side for side in tile] for tile in tiles if max(tile) <= 2]
     if "image_size" in out and _is_int(out.get("image_size")):
         patch = out.get("patch_size")
         if _is_int(patch):
@@ -355,6 +362,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         name: {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}
         for name in ("lfm2", "lfm2_moe")
     },
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
     "xmod": {"default_language": "en_XX"},
     "falcon_h1": {"mamba_d_ssm": WIDTH, "mamba_n_heads": HEADS, "mamba_d_head": HEAD_DIM},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},

@@ -24,7 +24,9 @@ the file is written by that command. `mango architectures` prints the same.
   of theirs changes when their model runs on zero inputs without its blocks.
 - **fused**: fused with a plain model for the same task, as guest and as trunk, every expert ran, and saving and opening
   changed nothing: causal language models with a llama, masked ones with a BERT, encoder-decoder models with a BART,
-  image classifiers with a ViT. Models that read images were the trunk of a llama, and an image was among their tokens.
+  image classifiers with a ViT. A trunk is cut into spans of two blocks; where that cannot be and one span of all its
+  blocks can, the reason says so. Models that read images were the trunk of a llama, and an image was among their
+  tokens.
 - **cached decode**: so fused, decoding with a cache equals decoding without, softly and hard routed.
 
 {summary}
@@ -81,6 +83,7 @@ def document(rows: Sequence[Row], version: str) -> dict[str, Any]:
         "fused",
         "cached_decode",
         "reason",
+        "whole",
         "stacks",
     )
     return {
@@ -92,6 +95,7 @@ def document(rows: Sequence[Row], version: str) -> dict[str, Any]:
 
 def _line(row: Row) -> str:
     stacks = ", ".join(f"{role} x{count}" for role, count in row.stacks.items())
-    reason = (row.reason or "").replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
+    told = [row.reason or "", f"as trunk in one span alone: {row.whole}" if row.whole else ""]
+    reason = "; ".join(filter(None, told)).replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
     marks = " | ".join("yes" if value else "no" for value in (row.host, row.guest, row.fused, row.cached_decode))
     return f"| `{row.model_type}` | {marks} | {stacks} | {reason} |\n"
