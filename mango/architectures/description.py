@@ -237,7 +237,7 @@ def _main(
     if written is not None:  # of a model that writes text, the stack that its tokens go through, not that of its images
         inside = [pair for pair in inside if pair[0] is written] or inside
     if not inside:
-        why = "; ".join(reasons) or "no list of modules runs"
+        why = "; ".join(reasons) or f"no list of modules runs{_past_calls(model)}"
         raise ArchitectureError(f"{where}: no block list: wanted a list whose entries run once and in order; {why}")
     # max() keeps the first of equals, so the order of definition decides last.
     return max(
@@ -248,6 +248,14 @@ def _main(
             num_parameters(model.get_submodule(pair[1].path)),
         ),
     )
+
+
+def _past_calls(model: nn.Module) -> str:
+    """Return which list of modules the model uses without calling its entries, as the end of a sentence."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and next(module.parameters(), None) is not None:
+            return f", and the entries of {path} are not called as modules, so nothing can watch or replace them"
+    return ""
 
 
 def _family(model: PreTrainedModel) -> str:

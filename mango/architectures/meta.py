@@ -166,13 +166,17 @@ def run_small(model: PreTrainedModel) -> tuple[PreTrainedModel, Any]:
             f"{_where(model.config)}: the forward pass of {type(model).__name__} reads values, so it does not run "
             f"without data, and with {size:,} parameters it is too large to be run with data for this alone"
         )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
         torch.manual_seed(0)
         model_class: Any = type(model)
         built: PreTrainedModel = model_class._from_config(deepcopy(model.config))
     built.train(False)
 
     def run() -> Any:
+        with torch.device("cpu"):  # whatever is the default where the model is described
+            return run_on_plainest()
+
+    def run_on_plainest() -> Any:
         maker = InputMaker(built, batch=1, length=LENGTH)
         first: BaseException | None = None
         for inputs in handler_for(built.config.model_type).inputs(maker) or maker.candidates():

@@ -128,6 +128,12 @@ def _refuse_inner_states(base: nn.Module, num_rows: int) -> None:
                 raise TypeError(f"{type(base).__name__} keeps a state in {path}.{name} and not in its cache")
 
 
+def _incoming(call: BlockCall) -> Tensor:
+    """Return the states that a block was given."""
+    states: Tensor = call.args[0] if call.args else call.kwargs["hidden_states"]
+    return states
+
+
 class _Trace:
     """What a source model computes on a few tokens, block by block."""
 
@@ -154,13 +160,13 @@ class _Trace:
         calls = capture_block_calls(source, self.ids, self.mask.long(), self.positions if self._placed else None)
         handle.remove()
         self.logits = logits[0]
-        check_stream(next(iter(calls[0].args), calls[0].kwargs.get("hidden_states")), self.ids, type(base).__name__)
+        check_stream(_incoming(calls[0]), self.ids, type(base).__name__)
         handler = handler_for(parts.model_type)
         if length > 2 and not handler.places_keys() and self._same_elsewhere(source):
             self._refuse_order(source, parts, calls, type(base).__name__)
         if length > 2 and not self._placed:
             self._refuse_counting(source, calls[0], type(base).__name__)
-        self.states = [call.args[0] if call.args else call.kwargs["hidden_states"] for call in calls]
+        self.states = [_incoming(call) for call in calls]
         last = calls[-1].output
         self.states.append(last if isinstance(last, Tensor) else last[0])
 
@@ -177,7 +183,7 @@ class _Trace:
         """Refuse a model that gives a token another vector at another place, without being told the place."""
         order = [1, 0, *range(2, self.ids.shape[1])]
         moved = capture_block_calls(source, self.ids[:1, order])[0]
-        found, wanted = (given.args[0] if given.args else given.kwargs["hidden_states"] for given in (moved, call))
+        found, wanted = _incoming(moved), _incoming(call)
         if not found[0].allclose(wanted[0, order], rtol=1e-3, atol=1e-5 * float(wanted.abs().max())):
             raise TypeError(
                 f"{name} takes no position_ids and places tokens by counting them, so an expert that processes some "
@@ -196,7 +202,7 @@ class _Trace:
         for number, (block, call) in enumerate(zip(block_list(source, parts), calls, strict=True)):
             if keeps_state_alone(makers[each * number : each * (number + 1)]):
                 continue
-            states = call.args[0] if call.args else call.kwargs["hidden_states"]
+            states = _incoming(call)
             args, kwargs = (states[:, order], *call.args[1:]) if call.args else (), dict(call.kwargs)
             if not call.args:
                 kwargs["hidden_states"] = states[:, order]

@@ -60,6 +60,8 @@ def build_fused(
                 f"{fusion.task}, which fuses models for {SOURCE_TASKS[fusion.task]}; `mango architectures` lists what "
                 "can be fused"
             )
+        if fusion.task == MASKED:
+            _check_single(maps[name], name)
     head = HEADS[fusion.task]
     _check_classes(store, fusion, names)
     _check_tokenizers(store, fusion, names)
@@ -100,9 +102,26 @@ def build_fused(
         _fill(model, weights)
     model.freeze_experts()
     model.train(False)
-    _check_heads(model)
     check_agreement(model, store)
+    _check_heads(model)
     return model
+
+
+def _check_single(parts: ComponentMap, name: str) -> None:
+    """Refuse an encoder of several lists of blocks that its stream goes through."""
+    main, *others = parts.stacks
+    where = f"fusion: {name!r} ({parts.architecture})"
+    if main.between:
+        raise ArchitectureError(
+            f"{where}: {', '.join(main.between)} runs between the entries of {main.path}, which therefore are no whole "
+            "blocks, and no span can be cut out of it"
+        )
+    around = [f"{main.root}.{path}".strip(".") for path in (*main.before, *main.after)]
+    more = [other.path for other in others if any(path.startswith(f"{other.path}.") for path in around)]
+    if more:
+        raise ArchitectureError(
+            f"{where}: its stream goes through {', '.join(more)} beside {main.path}; encoders of one stack are fused"
+        )
 
 
 def _check_heads(model: MolPreTrainedModel) -> None:
@@ -111,7 +130,9 @@ def _check_heads(model: MolPreTrainedModel) -> None:
     for expert, fused in zip(model.layout.experts, model.experts, strict=True):
         assert isinstance(fused, FusedExpert)
         if fused.tail is not None and fused.tail.head_path is not None:
-            rows[expert.name] = fused.tail.model.get_submodule(fused.tail.head_path).weight.shape[0]  # type: ignore[union-attr]
+            weight = fused.tail.model.get_submodule(fused.tail.head_path).weight
+            assert isinstance(weight, Tensor)
+            rows[expert.name] = len(weight)
     if len(set(rows.values())) > 1:
         found = ", ".join(f"that of {name!r} {count:,}" for name, count in rows.items())
         raise IncompatibleBlocksError(

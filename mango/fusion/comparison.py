@@ -42,6 +42,11 @@ def compare(found: Tensor, wanted: Tensor, mask: Tensor, what: str, *, computed:
     Raises:
         ArchitectureError: they differ.
     """
+    if found.shape != wanted.shape:
+        raise ArchitectureError(
+            f"{what} compute states of shape {list(found.shape)} on their own, and of shape {list(wanted.shape)} "
+            "inside their model, which joins or splits streams around its blocks; it can be neither trunk nor expert"
+        )
     limit = max(TOLERANCE, 8 * torch.finfo(computed or wanted.dtype).eps)
     found, wanted = found[mask].float(), wanted[mask].float()
     scale = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)

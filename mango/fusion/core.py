@@ -120,7 +120,7 @@ class MolPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Start what holds weights, and let source models make what they make for all their blocks at once."""
-        super().initialize_weights()  # type: ignore[no-untyped-call]
+        super().initialize_weights()
         with guard_torch_init_functions():
             for module in self.modules():
                 if isinstance(module, PreTrainedModel) and module is not self:

@@ -9,7 +9,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap
 from mango.errors import ArchitectureError
-from mango.fusion.shells import Body, StatesAlone, Tail, pruned, put
+from mango.fusion.pruning import pruned, put
+from mango.fusion.shells import Body, StatesAlone, Tail
 from mango.fusion.span_cache import SpanCache
 
 

@@ -14,7 +14,8 @@ from mango.architectures import ComponentMap, Stack
 from mango.architectures.handlers import handler_for
 from mango.errors import ArchitectureError
 from mango.fusion.encoder_shells import Bypass, Holder, enter_behind
-from mango.fusion.shells import Body, Tail, pruned, put
+from mango.fusion.pruning import pruned, put
+from mango.fusion.shells import Body, Tail
 from mango.fusion.span_cache import SpanCache
 
 

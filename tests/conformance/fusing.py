@@ -93,9 +93,8 @@ def _tried(store: BlockStore, trunk: str, expert: str, folder: Path, tiny: Tiny,
 
 def len_of(tiny: Tiny) -> int:
     """Return the size of a model's vocabulary."""
-    rows = int(tiny.model.get_input_embeddings().weight.shape[0])
-    head = tiny.model.get_output_embeddings()
-    return rows if head is None else min(rows, int(head.weight.shape[0]))
+    table = getattr(tiny.model.get_input_embeddings(), "weight", None)
+    return int(tiny.model.config.vocab_size if table is None else table.shape[0])
 
 
 def _without(text: str, root: Path) -> str:

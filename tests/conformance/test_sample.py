@@ -18,9 +18,11 @@ from tests.conformance import fusing
 from tests.conformance.checks import build, check, one_line
 
 FUSED = (
-    "bloom", "gpt2", "jamba", "lfm2", "llama", "llava", "mamba2", "mixtral", "mpt", "olmoe", "opt", "qwen3",
-    "qwen3_next",
+    "bloom", "falcon_h1", "gemma4_text", "gpt2", "jamba", "lfm2", "llama", "llava", "llava_next", "m2m_100", "mamba2",
+    "marian", "mixtral", "mpt", "olmoe", "opt", "qwen3", "qwen3_next", "switch_transformers",
 )  # fmt: skip
+MASKED = ("albert", "deberta-v2", "ibert", "longformer", "luke")
+REFUSED = ("cpmant", "gemma3n_text", "trocr")
 CHECKED = (
     "albert", "bart", "beit", "bert", "bloom", "clip", "convnext", "deberta-v2", "dinov2", "distilbert", "electra",
     "falcon", "gemma2", "gpt_neox", "hubert", "led", "llava", "mamba", "mistral", "modernbert", "mpnet", "phi",
@@ -54,20 +56,29 @@ def test_fused_models_decode_with_a_cache_as_without(model_type: str) -> None:
     assert TABLE[model_type]["cached_decode"]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", MASKED)
+def test_masked_language_models_are_fused(model_type: str) -> None:
+    found = check(model_type)
+    assert found.fused, found.reason
+    assert TABLE[model_type]["fused"]
+
+
 def test_what_is_not_supported_has_a_reason() -> None:
     for row in support_table().values():
         assert (row.host and row.guest and row.cached_decode) == (row.reason is None), row.model_type
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_asking_for_what_is_not_supported_gives_the_tables_reason(tmp_path: Path) -> None:
-    tiny = build("cpmant")
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_asking_for_what_is_not_supported_gives_the_tables_reason(model_type: str, tmp_path: Path) -> None:
+    tiny = build(model_type)
     fusing._save(tiny.model, tmp_path / "typed")
     fusing._save(fusing._llama(tiny), tmp_path / "plain")
     models = {name: ModelSource(source=str(tmp_path / name)) for name in ("typed", "plain")}
     store = extract(models, tmp_path / "store", "reference")
     assert store.load_block("typed", 1) is not None
-    reason = support_table()["cpmant"].reason
+    reason = support_table()[model_type].reason
     assert reason is not None
     fusion = FusionParams.model_validate({"trunk": "plain", "experts": ["typed"]})
     with pytest.raises(ArchitectureError) as asked:
