@@ -123,8 +123,9 @@ class MolPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         with guard_torch_init_functions():
             for module in self.modules():
-                if isinstance(module, PreTrainedModel) and module is not self:
-                    module._init_weights(module)
+                base = getattr(module, "base", None)  # of a span or an encoder
+                if isinstance(base, PreTrainedModel):
+                    base._init_weights(base)
 
     def _init_weights(self, module: nn.Module) -> None:
         # Only modules that hold parameters themselves come here. Each knows its start, or is of a standard kind.
