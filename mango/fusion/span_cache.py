@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import (
     DYNAMIC_LAYER_TYPE_MAPPING,
     Cache,
-    DummyLayer,
+    CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -22,6 +22,23 @@ from transformers.cache_utils import (
 )
 
 LayerMaker = Callable[[], Any]
+
+
+class _Nothing:
+    """Stands for the layer of a block that is not in the span; newer releases of transformers have such a class too."""
+
+    supports_early_init = False
+    is_compileable = is_croppable = is_initialized = True
+    is_sliding = False
+    keys = values = None
+
+    def reset(self) -> None:
+        """Do nothing, as the others do."""
+
+    def crop(self, tokens_to_remove: int) -> None: ...
+    def reorder_cache(self, beam_idx: Tensor) -> None: ...
+    def batch_repeat_interleave(self, repeats: int) -> None: ...
+    def batch_select_indices(self, indices: Tensor) -> None: ...
 
 
 class SpanCache(Cache):
@@ -35,7 +52,8 @@ class SpanCache(Cache):
     """
 
     def __init__(self, layers: Sequence[Any], first: int) -> None:
-        super().__init__(layers=[*(DummyLayer() for _ in range(first)), *layers])
+        before: list[Any] = [_Nothing() for _ in range(first)]
+        super().__init__(layers=[*before, *layers])
         self.first = first
         self.columns = 0
         self.positions: Tensor | None = None
@@ -98,7 +116,8 @@ def _maker(kind: str, arguments: dict[str, Any]) -> LayerMaker:
         number = arguments.get("number_of_states", 1)
         return partial(LinearAttentionAndFullAttentionLayer if both else LinearAttentionLayer, number_of_states=number)
     # Layers with a window of their own kind are left to the check of a span with its cache.
-    return DynamicLayer if issubclass(known, (DynamicSlidingWindowLayer, DummyLayer)) else known
+    holds_all = issubclass(known, CacheLayerMixin) and not issubclass(known, DynamicSlidingWindowLayer)
+    return known if holds_all else DynamicLayer
 
 
 def keeps_state(makers: Sequence[LayerMaker]) -> bool:

@@ -119,8 +119,7 @@ def _pieces(output: OutputTensor, merge: Callable[[int, int], Array]) -> Iterato
         except NotFiniteError:
             raise not_finite(output) from None
 
-    # sums go through two buffers, other methods through six or eight, which are to stay in the cache as well
-    step = wide_piece_elements() // (1 if MERGERS[output.method].shares is not None else 2)
+    step = wide_piece_elements()  # smaller ones fit the cache better, and have threads wait for each other more
     for start in range(0, output.spec.num_elements, step):
         yield partial(piece, start, min(start + step, output.spec.num_elements))
 
