@@ -22,8 +22,8 @@ _MOST_FILES = 128
 PLAIN_BYTES = 36 << 20
 """Memory of a process that merges so, beside its pieces."""
 
-BYTES_OF_ELEMENT = 32
-"""Memory that a thread needs for each element of its piece: buffers of sums, and results that wait to be written."""
+BYTES_OF_ELEMENT = 72
+"""Memory that a thread needs for each element of its piece: its buffers, and results that wait to be written."""
 
 
 def is_plain(outputs: Sequence[OutputTensor]) -> bool:
