@@ -19,7 +19,7 @@ from tests.blocks.sparse import sparse_model
 from tests.fusion.heads import save_head
 from tests.fusion.sighted import PREFIX, SIGHTED
 
-ROW = {"model_type", "task", "family", "host", "guest", "fused", "cached_decode", "reason"}
+ROW = {"model_type", "task", "family", "host", "guest", "fused", "cached_decode", "reason", "whole"}
 EYES = {"llava": SIGHTED["llava"], "prefix": PREFIX}
 COMPONENTS = {
     "model_type", "architecture", "blocks", "block_class", "num_blocks", "width", "num_heads", "num_kv_heads",
@@ -58,6 +58,8 @@ def test_the_table_for_machines(run: Callable[..., tuple[int, str, str]]) -> Non
     assert code == 0
     assert all(row.keys() == ROW for row in rows)
     assert all(isinstance(row[name], bool) for row in rows for name in ("host", "guest", "fused", "cached_decode"))
+    assert {row["model_type"] for row in rows if row["whole"] is not None} >= {"gemma4", "gemma4_text"}
+    assert all(row["fused"] for row in rows if row["whole"] is not None)
     assert [row["model_type"] for row in rows if row["reason"] is None and not row["cached_decode"]] == []
     assert len(json.loads(run("architectures", "--family", "seq2seq", "--json")[1])) > 20
     assert [row["model_type"] for row in json.loads(run("architectures", "bart", "--json")[1])] == ["bart"]
