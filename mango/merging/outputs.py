@@ -291,8 +291,10 @@ class _Outputs:
 def _try(method: MergeMethod, num_models: int, arguments: Mapping[str, Any]) -> None:
     """Call a method on no elements, to learn whether it refuses its arguments."""
     if method.shares is not None:
-        nothing = [np.empty(0)] * num_models
-        method.shares(**arguments, **({} if method.measure is None else method.measure(nothing, **arguments)))
+        nothing = np.empty(0)
+        base: dict[str, Any] = {"base": nothing} if method.base in ("reference", "optional") else {}
+        measured = {} if method.measure is None else method.measure([nothing] * num_models, **base, **arguments)
+        method.shares(**{**arguments, **measured})
         return
     empty = np.empty(0) if method.on_arrays else torch.empty(0)
     extra: dict[str, Any] = {"base": empty} if method.base == "reference" else {}

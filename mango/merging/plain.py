@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -96,20 +97,26 @@ def _array(source: TensorSource) -> Array:
 def _merge_of(output: OutputTensor, arrays: Sequence[Array], base: Array | None) -> Callable[[int, int], Array]:
     """Measure whole arrays, and return what merges their elements from a position to another."""
     method, arguments, dtype = MERGERS[output.method], dict(output.arguments), output.spec.dtype
+    compares = method.base in ("reference", "optional")
+    if method.random:
+        arguments["seeds"] = output.seeds
     if method.measure is not None:
-        arguments.update(method.measure(arrays, **arguments))
+        arguments.update(method.measure(arrays, **({"base": base} if compares else {}), **arguments))
     if method.shares is not None:
         shares = method.shares(**arguments)
         together = arrays if base is None else [base, *arrays]
         return lambda start, end: sum_arrays(
             [array[start:end] for array in together], shares.coefficients, dtype, divisor=shares.divisor
         )
-    if method.random:
-        arguments["seeds"] = output.seeds
-    assert base is not None
-    return lambda start, end: method.combine(
-        [array[start:end] for array in arrays], base=base[start:end], first_position=start, dtype=dtype, **arguments
-    )
+
+    def combined(start: int, end: int) -> Array:
+        own: dict[str, Any] = {"base": None if base is None else base[start:end]} if compares else {}
+        if method.takes_position:
+            own["first_position"] = start
+        merged: Array = method.combine([array[start:end] for array in arrays], **own, **arguments, dtype=dtype)
+        return merged
+
+    return combined
 
 
 def _pieces(output: OutputTensor, merge: Callable[[int, int], Array]) -> Iterator[Call[Array]]:

@@ -81,7 +81,7 @@ class MergeMethod:
             coefficients. Such sums are made without torch where they can be, and ``measure`` then gets flat arrays
             (see :mod:`mango.tensors.arrays`) instead of tensors.
         on_arrays: ``combine`` also takes flat arrays of stored elements (see :mod:`mango.tensors.arrays`), and the
-            safetensors name of the type of the result as ``dtype``; it is elementwise and compares with a base. It
+            safetensors name of the type of the result as ``dtype``; it is elementwise and takes no statistics. It
             raises NotFiniteError where an element of the result is not finite.
         learned: the parameter that calibration text teaches where a document names some.
         without_effect: parameters that mergekit's documents may give this method and that change nothing: read, and
