@@ -21,6 +21,7 @@ from mango.evaluation.params import EvaluateParams
 from mango.evaluation.routing import RoutingTotals
 from mango.evaluation.speed import PeakMemory, relative_time, seconds
 from mango.evaluation.subjects import Subjects, merge_facts, saved_models
+from mango.evaluation.work import operations
 from mango.fusion import MolPreTrainedModel, MolRowModel
 
 Row = dict[str, Any]
@@ -35,7 +36,7 @@ UNITS = {
 
 NOTES = {
     "masked-lm": "each token masked once, all others of its neighbourhood seen",
-    "seq2seq-lm": "each text is continued from its beginning; encoders are not counted in the cost",
+    "seq2seq-lm": "each text is continued from its beginning; the cost counts decoders; operations count encoders too",
     "image-classification": "the most probable class is the answer",
     "sentence-embedding": "the right half of each text is looked for among those of its domain",
 }
@@ -50,6 +51,7 @@ class _Answers:
     relative_time: float | None = None
     peak_memory_mb: float | None = None
     totals: dict[str, RoutingTotals] = field(default_factory=dict)
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ class _Bench:
             del batch["labels"]
         return {name: value.flatten(0, 1) if value.ndim == 3 else value for name, value in batch.items()}
 
+    def work(self, model: nn.Module) -> float:
+        """Return the floating-point operations of a model for each token, or image, of some examples of each domain."""
+        total, number = 0.0, 0
+        for own in self.texts.values():
+            some = own.select(torch.arange(min(len(own), self.params.counted_sequences)))
+            total += operations(lambda some=some: predictions(self.task, model, some, batch_size=1))  # type: ignore[misc]
+            number += sum(_tokens(batch) for batch in some.batches(1))
+        return total / number
+
     def measure(self, load: Callable[[], nn.Module]) -> _Answers:
         memory = PeakMemory(self.device)
         model = load()
@@ -77,7 +88,7 @@ class _Bench:
             time = relative_time(
                 lambda: model(**batch), lambda: self.trunk(**batch), self.params.speed_repeats, self.device
             )
-        answers = _Answers({}, {}, time, peak)
+        answers = _Answers({}, {}, time, peak, flops=self.work(model))
         for domain, own in self.texts.items():
             totals = RoutingTotals(model) if isinstance(model, MolPreTrainedModel) else None
 
@@ -181,6 +192,11 @@ def evaluate_head(
     ):
         modes[mode] = bench.measure(lambda mode=mode: _fused(subjects, mode, device))  # type: ignore[misc]
         add(f"fused_{mode}", label, "fused", modes[mode], f"{words}; {NOTES[task]}")
+    own = next((router.selection for router in fused.iter_routers()), None)
+    if own is not None and own.k not in (None, 1):  # neither all of them nor one
+        answers = bench.measure(lambda: _fused(subjects, None, device))
+        add("fused_as_routed", f"Fused, up to {own.k} experts", "fused", answers,
+            f"each row is processed by the {own.k} experts at most that its router chooses; {NOTES[task]}")  # fmt: skip
     return {"domains": list(texts), "systems": rows, "units": UNITS[task], "soft": modes["soft"].totals,
             "hard": modes["hard"].totals, "examples": texts,
             "sources": {expert.name: expert.source for expert in fused.layout.experts}}  # fmt: skip
@@ -195,7 +211,7 @@ def _opened(folder: Any, task: str, device: torch.device) -> nn.Module:
     return model
 
 
-def _fused(subjects: Subjects, mode: str, device: torch.device) -> nn.Module:
+def _fused(subjects: Subjects, mode: str | None, device: torch.device) -> nn.Module:
     model = open_model(subjects.fused)
     assert isinstance(model, MolPreTrainedModel)
     nn.Module.to(model, device)
@@ -236,7 +252,7 @@ def _row(
         "switching_se": None,
         "cost": sum(answers.cost.values()) / len(answers.cost),
         "cost_switching": None,
-        "flops": None,
+        "flops": answers.flops,
         "flops_switching": None,
         "tokens_per_s": None if time is None else trunk_tokens_per_s / time,
         "peak_memory_mb": answers.peak_memory_mb,

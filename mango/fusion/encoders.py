@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mango.fusion.expert import Shells
 from mango.fusion.mixing import IGNORED, Group, mix_logits, mix_losses
 from mango.fusion.output import EncoderOutput, MolOutput, Routing
 from mango.fusion.routers import Router
-from mango.fusion.rows import ROW_POOLS, RowStep
+from mango.fusion.rows import RowStep, check_row_router
 
 
 class MolEncoder(MolRowModel):
@@ -33,23 +34,7 @@ class MolEncoder(MolRowModel):
     """Whether the head reads one answer off a row, for which the router has to decide once a row."""
 
     def _check_router(self, router: Router) -> None:
-        kind, task = router.pool.kind, self.config.task
-        where = f"router.{self.config.router['type']}"
-        if router.selection.k is not None and kind != "prompt":
-            raise ConfigError(
-                f"{where}: it chooses a few experts for each token as it comes, and in a model for {task} every token "
-                "sees all others; choose once a row with router.type simple and k, or softly with token"
-            )
-        if kind not in ROW_POOLS or getattr(router, "switch", None) is not None:
-            raise ConfigError(
-                f"{where}: pooling {kind!r} with what it remembers of earlier tokens has no meaning in a model for "
-                f"{task}, where tokens see all of their row. Known there: {', '.join(ROW_POOLS)}, without switch"
-            )
-        if self.one_answer_a_row and kind != "prompt":
-            raise ConfigError(
-                f"{where}: it decides for each token, and a model for {task} gives one answer a row; use router.type "
-                "simple"
-            )
+        check_row_router(router, self.config.router["type"], self.config.task, once=self.one_answer_a_row)
 
     @property
     def front(self) -> EncoderBody:
@@ -247,7 +232,7 @@ def at_targets(groups: list[Group], targets: Tensor, *, hard: bool) -> Tensor:
     if not len(rows):
         return losses + sum(group.states.sum() * 0 for group in groups)
     picked = [
-        Group(group.tail, group.mass[rows, columns].unsqueeze(0), group.states[rows, columns].unsqueeze(0))
+        replace(group, mass=group.mass[rows, columns].unsqueeze(0), states=group.states[rows, columns].unsqueeze(0))
         for group in groups
     ]
     found = mix_losses(picked, targets[rows, columns].unsqueeze(0), hard=hard)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from mango.errors import ConfigError
 from mango.fusion.encoders import MolEncoder, refuse_inputs
-from mango.fusion.mixing import IGNORED, Group, mix_logits, mix_losses
+from mango.fusion.mixing import IGNORED, mix_logits, mix_losses
 from mango.fusion.output import MolOutput
 
 
@@ -51,7 +52,7 @@ class MolForImageClassification(MolEncoder):
             raise ConfigError("losses_only: there are no labels")
         groups, step = self._run(pixel_values, None)
         # The answer is read off a whole row, and all tokens of a row are routed alike.
-        rows = [Group(group.tail, group.mass[:, :1], group.states.unsqueeze(1)) for group in groups]
+        rows = [replace(group, mass=group.mass[:, :1], states=group.states.unsqueeze(1)) for group in groups]
         hard = self._selection().k == 1
         logits = None if losses_only else mix_logits(rows, hard=hard).squeeze(1)
         loss = losses = None

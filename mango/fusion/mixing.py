@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,15 +40,33 @@ class Group:
         tail: final norm and head.
         mass: share of each token, ``[rows, length]``.
         states: ``[rows, length, width]``.
+        sparse: whether the head runs on tokens that have a share alone.
     """
 
     tail: Tail
     mass: Tensor
     states: Tensor
+    sparse: bool = False
 
     def last(self, number: int) -> Group:
         """Return the group of the last `number` tokens of each row."""
-        return Group(self.tail, self.mass[:, -number:], self.states[:, -number:])
+        return replace(self, mass=self.mass[:, -number:], states=self.states[:, -number:])
+
+    def logits(self) -> Tensor:
+        """Return what the head says of each token, ``[tokens, vocabulary]``; zero where it does not run."""
+        states = self.states.flatten(0, 1)
+        mass = self.mass.flatten()
+        tokens = (mass > 0).nonzero().squeeze(1) if self.sparse else None
+        if tokens is None or len(tokens) == len(mass):
+            return self.tail(states)  # type: ignore[no-any-return]
+        picked = tokens
+        least = min(ALIGNMENT, len(mass))
+        if len(tokens) < least:
+            # A head that gets a few rows only runs in another kernel, whose last bit differs.
+            last = tokens[-1:] if len(tokens) else tokens.new_zeros(1)
+            picked = torch.cat([tokens, last.expand(least - len(tokens))])
+        logits = self.tail(states[picked])[: len(tokens)]
+        return logits.new_zeros(len(mass), logits.shape[-1]).index_copy(0, tokens, logits)  # type: ignore[no-any-return]
 
 
 def mix_states(
@@ -105,13 +123,13 @@ def mix_logits(groups: Sequence[Group], *, hard: bool) -> Tensor:
     """
     if len(groups) == 1 and not hard:
         group = groups[0]
-        return group.tail(group.states.flatten(0, 1)).view(*group.states.shape[:2], -1)  # type: ignore[no-any-return]
+        return group.logits().view(*group.states.shape[:2], -1)
     if hard:
         return _pick_logits(groups)
     parts: list[Tensor] = []
     shift: Tensor | None = None
-    for group in groups:
-        logits = group.tail(group.states.flatten(0, 1)).view(*group.states.shape[:2], -1).float()
+    for group in _with_a_share(groups):
+        logits = group.logits().view(*group.states.shape[:2], -1).float()
         scale = torch.logsumexp(logits, -1, keepdim=True)
         mass = group.mass.float().unsqueeze(-1)
         # The smallest normal number stands for a mass of zero: its gradient stays finite.
@@ -120,6 +138,11 @@ def mix_logits(groups: Sequence[Group], *, hard: bool) -> Tensor:
         shift = term if shift is None else shift + term
     assert shift is not None
     return torch.logsumexp(torch.stack(parts), 0) + shift
+
+
+def _with_a_share(groups: Sequence[Group]) -> Sequence[Group]:
+    """Return the groups that some token has a share of; what others would add to a mixture is lost in rounding."""
+    return [group for group in groups if not group.sparse or bool((group.mass > 0).any())] or groups[:1]
 
 
 def _pick_logits(groups: Sequence[Group]) -> Tensor:
@@ -160,8 +183,8 @@ def mix_losses(groups: Sequence[Group], targets: Tensor, *, hard: bool) -> Tenso
         logits = mix_logits(groups, hard=hard)
         return _cross_entropy(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
     parts: list[Tensor] = []
-    for group in groups:
-        losses = _cross_entropy(group.tail(group.states.flatten(0, 1)), targets.flatten()).view(targets.shape)
+    for group in _with_a_share(groups):
+        losses = _cross_entropy(group.logits(), targets.flatten()).view(targets.shape)
         parts.append(group.mass.float().clamp(min=torch.finfo(torch.float32).tiny).log() - losses)
     mixed = -torch.logsumexp(torch.stack(parts), 0)
     return mixed.masked_fill(targets == IGNORED, 0.0)

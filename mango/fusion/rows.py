@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mango.errors import IncompatibleBlocksError
+from mango.errors import ConfigError, IncompatibleBlocksError
 from mango.fusion.expert import FusedExpert
 from mango.fusion.output import Routing
 from mango.fusion.pooling import Pool
@@ -21,6 +21,37 @@ if TYPE_CHECKING:
 
 ROW_POOLS = ("prompt", "window", "segment")
 """Kinds of pooling that have a meaning where a token may look ahead."""
+
+
+def check_row_router(router: Router, name: str, task: str, *, once: bool) -> None:
+    """Refuse a router that cannot decide on whole rows.
+
+    Args:
+        router: the router.
+        name: its ``router.type``.
+        task: what the model is for.
+        once: whether there has to be one decision a row.
+
+    Raises:
+        ConfigError: it remembers earlier tokens, or decides for each token where a row wants one decision.
+    """
+    kind = router.pool.kind
+    if kind not in ROW_POOLS:
+        raise ConfigError(
+            f"router.{name}.pooling: {kind!r} pools what stands before a token, and in a model for {task} tokens see "
+            f"all of their row. Known there: {', '.join(ROW_POOLS)}"
+        )
+    for option, given in (("switch", router.switch is not None), ("stickiness", router.hard_selection.stickiness)):
+        if given:
+            raise ConfigError(
+                f"router.{name}.{option}: it goes on from what was chosen for the token before, and a model for {task} "
+                "chooses among experts once a row, whose tokens all see each other; leave it out"
+            )
+    if once and router.selection.k is None and kind != "prompt":
+        raise ConfigError(
+            f"router.{name}: it weighs experts for each token, and a model for {task} wants one decision a row; use "
+            "router.type simple, or topk, which chooses the experts that run on the row"
+        )
 
 
 class RowStep(Flow):
@@ -122,7 +153,9 @@ def decide_rows(router: Router, selection: Selection, states: Tensor, present: T
 
     Args:
         router: the router; its pool is of :data:`ROW_POOLS`.
-        selection: how rows choose; with `k`, each row chooses once, by the mean of its tokens' log-probabilities.
+        selection: how rows choose; with `k`, each row chooses once, by the mean of its tokens' log-probabilities. A
+            router that is used with a few experts weighs them once a row softly too, so that it is trained on the
+            decision that it is used for.
         states: ``[rows, length, width]``.
         present: which tokens are real, ``[rows, length]``.
 
@@ -132,18 +165,23 @@ def decide_rows(router: Router, selection: Selection, states: Tensor, present: T
     pooled = pool_rows(router.pool, states, present)
     index = present.long().cumsum(1) - 1
     soft = router.decide(pooled, index.clamp(min=0), Selection())
-    if selection.k is None:
+    if selection.k is None and (router.selection.k is None or router.pool.kind == "prompt"):
         return soft
     count = present.sum(1, keepdim=True).clamp(min=1)
     mean = (soft.log_probs * present.unsqueeze(-1)).sum(1) / count
-    whole = replace(selection, frozen_after=0)
-    row = choose(torch.log_softmax(mean, -1), pooled[:, 0], index[:, 0], whole)
-    assert row.selected is not None
+    log_probs = torch.log_softmax(mean, -1)
     length = states.shape[1]
 
     def spread(values: Tensor) -> Tensor:
         return values.unsqueeze(1).expand(-1, length, *values.shape[1:])
 
+    if selection.k is None:
+        return replace(soft, log_probs=spread(log_probs), weights=spread(log_probs.exp()))
+    ranking = log_probs.detach()
+    if router.balance is not None:
+        ranking = ranking + router.balance.bias
+    row = choose(log_probs, pooled[:, 0], index[:, 0], replace(selection, frozen_after=0), ranking)
+    assert row.selected is not None
     return replace(soft, log_probs=spread(row.log_probs), weights=spread(row.weights), selected=spread(row.selected))
 
 

@@ -20,7 +20,7 @@ from mango.fusion.generation import FusedGeneration
 from mango.fusion.mixing import IGNORED, mix_logits
 from mango.fusion.output import MolOutput, Routing
 from mango.fusion.routers import Decision, Router, Selection
-from mango.fusion.rows import RowStep, decide_rows
+from mango.fusion.rows import RowStep, check_row_router, decide_rows
 from mango.fusion.seq2seq_shells import Context, DecoderBody, DecoderTail, SourceEncoder
 
 
@@ -104,7 +104,7 @@ def by_source(router: Router, selection: Selection, source: Context, length: int
         weights=spread(found.weights),
         selected=None if found.selected is None else spread(found.selected),
         pooled=spread(found.pooled),
-        log_total=spread(found.log_total),
+        log_total=spread((found.log_total * source.mask).sum(1, keepdim=True) / source.mask.sum(1, keepdim=True)),
     )
 
 
@@ -123,11 +123,7 @@ class MolForSeq2SeqLM(MolRowModel, FusedGeneration, GenerationMixin):  # type: i
     shells = Shells(DecoderBody, DecoderTail, encoder=SourceEncoder)
 
     def _check_router(self, router: Router) -> None:
-        if router.pool.kind != "prompt" or getattr(router, "switch", None) is not None:
-            raise ConfigError(
-                f"router.{self.config.router['type']}: it decides for each token, and a fused encoder-decoder model is "
-                "routed once a text, by its source; use router.type simple"
-            )
+        check_row_router(router, self.config.router["type"], self.config.task, once=True)
 
     @property
     def front(self) -> DecoderBody:
@@ -295,14 +291,20 @@ class MolForSeq2SeqLM(MolRowModel, FusedGeneration, GenerationMixin):  # type: i
         Args:
             position: a position with a choice.
             inputs: ``input_ids`` and ``attention_mask`` of the source.
+
+        Returns:
+            What is decided, of the text as one token, or, where its tokens vote, of each of them.
         """
         mask = _real(inputs["input_ids"], inputs.get("attention_mask"))
         source = Context(self._encoder(0)(inputs["input_ids"], mask), mask)
         router = self.routers[str(position)]
         assert isinstance(router, Router)
-        found = by_source(router, self._selection(), source, 1)
         names = tuple(self.layout.experts[expert].name for expert, _ in self._entering[position])
-        present = torch.ones(len(mask), 1, dtype=torch.bool, device=mask.device)
+        if router.pool.kind == "prompt":  # all tokens of a text say the same
+            found = by_source(router, self._selection(), source, 1)
+            present = torch.ones(len(mask), 1, dtype=torch.bool, device=mask.device)
+        else:
+            found, present = decide_rows(router, self._selection(), source.states, mask), mask
         return Routing(position, names, found.log_probs, found.weights, found.pooled, present, found.log_total)
 
 

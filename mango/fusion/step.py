@@ -130,11 +130,11 @@ class Flow(ABC):
             tail = self._expert(head).tail
             assert isinstance(tail, Tail)
             if len(members) == 1 and members[0].expert == head:
-                groups.append(Group(tail, members[0].mass, members[0].states))
+                groups.append(Group(tail, members[0].mass, members[0].states, self.sparse))
                 continue
             mass = torch.stack([member.mass for member in members]).sum(0)
             mixed = self._mix(members, members[0].states, normalise=True)
-            groups.append(Group(tail, mass, mixed))
+            groups.append(Group(tail, mass, mixed, self.sparse))
         return groups
 
 

@@ -19,7 +19,7 @@ _ROUTERS = {
     "simple": "One decision for each sequence, made while the prompt is read and kept from then on.",
     "token": "Soft weights for each token; every expert runs on every token.",
     "topk": "The best experts for each token; an expert processes the tokens routed to it and, when it is entered, "
-    "the last few before that at their true positions.",
+    "the last few before that at their true positions. Where tokens see all of a row, the best experts for each row.",
 }
 
 _USAGE = """```python

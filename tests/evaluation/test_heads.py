@@ -49,7 +49,7 @@ class Encoders:
     store: BlockStore
     tokenizer: PreTrainedTokenizerBase
 
-    def job(self, task: str, **train: Any) -> Job:
+    def job(self, task: str, router: dict[str, Any] | None = None, **train: Any) -> Job:
         prefix = {"seq2seq-lm": "bart_", "image-classification": "vit_"}.get(task, "")
         corpus = "digits" if task == "image-classification" else "corpus"
         experts = [f"{prefix}sister", {"model": f"{prefix}wide", "cut": "fine"}]
@@ -57,7 +57,7 @@ class Encoders:
             seed=0,
             corpus=CorpusParams(path=self.root / corpus, sequence_length=20, segment_length=8),
             fusion=FusionParams.model_validate({"task": task, "trunk": f"{prefix}base", "experts": experts, "span": 1}),
-            router=RouterParams.model_validate({"type": "simple", "simple": {"prompt": 8}}),
+            router=RouterParams.model_validate(router or {"type": "simple", "simple": {"prompt": 8}}),
             adapter=AdapterParams.model_validate({"type": "linear", "linear": {"rank": 4}}),
             train=TrainParams.model_validate({**TRAIN, **train}),
         )
@@ -144,6 +144,22 @@ def test_a_task_is_trained_and_evaluated(
     for domain in found["domains"]:
         best = min(systems[name]["pure"][domain] for name in ("trunk", f"expert_{sister}", f"expert_{wide}"))
         assert systems["oracle_sequence"]["pure"][domain] <= best
+
+
+@pytest.mark.parametrize("task", ["seq2seq-lm"])
+def test_topk_is_trained_sparsely_and_evaluated(encoders: Encoders, tmp_path: Path, task: str) -> None:
+    router = {"type": "topk", "topk": {"k": 2, "window": 8, "training": "sparse"}}
+    job = encoders.job(task, router, steps=4)
+    train_all(job, encoders.store, out=tmp_path / "fused", controls=tmp_path / "controls", work=tmp_path / "work")
+    subjects = Subjects(tmp_path / "fused", encoders.store, tmp_path / "merged", tmp_path / "controls")
+    found = evaluate_all(subjects, job.corpus, EVALUATE, seed=0, provenance=PROVENANCE)
+    systems = {system["name"]: system for system in found["systems"]}
+    for name, cost in (("fused_soft", 3), ("fused_hard", 1), ("fused_as_routed", 2)):
+        assert systems[name]["cost"] == pytest.approx(cost)
+    # operations count all that runs, encoders and heads too: those of k experts are fewer than those of all
+    flops = [systems[name]["flops"] for name in ("trunk", "fused_hard", "fused_as_routed", "fused_soft")]
+    assert flops == sorted(set(flops))
+    assert found["headline"]["flops_hard"] == pytest.approx(flops[1] / flops[0])
 
 
 def test_every_token_is_asked_for_once(encoders: Encoders) -> None:

@@ -136,8 +136,8 @@ def test_pools_look_ahead() -> None:
 @pytest.mark.parametrize(
     ("task", "router", "message"),
     [
-        ("masked-lm", {"type": "topk"}, "it chooses a few experts for each token as it comes"),
-        ("sentence-embedding", TOKEN, "gives one answer a row; use router.type simple"),
+        ("masked-lm", {"type": "token", "token": {"switch": 0.1}}, r"router\.token\.switch: it goes on from what was"),
+        ("sentence-embedding", TOKEN, r"wants one decision a row; use router\.type simple, or topk"),
     ],
 )
 def test_routers_that_cannot_decide_there(store: BlockStore, task: str, router: dict[str, Any], message: str) -> None:

@@ -81,7 +81,7 @@ def test_training_saving_and_opening(store: BlockStore, tmp_path: Path, router: 
 
 
 def test_what_is_refused(store: BlockStore) -> None:
-    with pytest.raises(ConfigError, match=r"gives one answer a row; use router\.type simple"):
+    with pytest.raises(ConfigError, match=r"wants one decision a row; use router\.type simple, or topk"):
         fuse_heads(store, "image-classification", "vit", ["dinov2"], TOKEN)
     with pytest.raises(IncompatibleBlocksError, match="'binary' tells 2 classes apart, the trunk 'vit' 10"):
         fuse_heads(store, "image-classification", "vit", ["binary"])

@@ -152,8 +152,11 @@ def test_encoders_of_experts_that_no_text_chooses_do_not_run(store: BlockStore) 
 
 
 def test_what_is_refused(store: BlockStore) -> None:
-    for router in (TOKEN, {"type": "topk"}):
-        with pytest.raises(ConfigError, match=r"is routed once a text, by its source; use router\.type simple"):
+    for router, message in (
+        (TOKEN, r"wants one decision a row; use router\.type simple, or topk"),
+        ({"type": "topk", "topk": {"switch": 0.1}}, r"router\.topk\.switch: it goes on from what was chosen"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             fuse_heads(store, "seq2seq-lm", "bart", ["bart_wide"], router)
     model = fuse_heads(store, "seq2seq-lm", "bart", ["bart_wide"])
     with pytest.raises(ConfigError, match="takes input_ids, or encoder_outputs"):
