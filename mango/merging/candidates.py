@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,13 +143,16 @@ class Notes:
         self._path = path
         self.known: list[Any] = []
         if path.is_file():
-            for line in path.read_text("utf-8").splitlines():
+            size = 0
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
                 try:
                     self.known.append(json.loads(line))
                 except ValueError:
                     break
-            whole = "".join(json.dumps(entry) + "\n" for entry in self.known)
-            path.write_text(whole, "utf-8")
+                size += len(line)
+            os.truncate(path, size)  # the whole lines stay as they are, so that a kill here loses none
 
     def add(self, entry: Any) -> None:
         """Note a step."""

@@ -28,7 +28,7 @@ from mango.merging.pipeline import Lane, Maker, compute_threads, merge_threads
 from mango.merging.plain import ArrayMaker, is_plain
 from mango.merging.plan import MergePlan, plan
 from mango.merging.resolved import DOCUMENT_NAME, resolved_yaml
-from mango.merging.settling import bench_of, scratch_bench, settled
+from mango.merging.settling import scratch_bench, settled
 from mango.merging.shards import Shard
 from mango.merging.workspace import Growing, Work, file_states, growing_folder, work_of
 
@@ -190,13 +190,13 @@ def merge_plan(
     if verify_inputs:
         _verify(ready)
     _check_spare_heads(ready)
-    with growing_folder(out, work.mark, remember=remember) as growing, bench_of(growing.hidden) as bench:
+    with growing_folder(out, work.mark, remember=remember) as growing:
         progress = _Progress(ready, on_tensor, on_bytes)
         num_resumed = len(ready.tensors)
         if growing.is_done:
             progress.add(num_resumed, ready.num_bytes)
         else:
-            asked, ready = ready, settled(ready, bench, device)
+            asked, ready = ready, settled(ready, growing.bench, device)
             num_resumed = _write_weights(ready, growing, max_shard_bytes, threads, device, progress)
             _write_beside(ready, growing.folder)
             if file_states(asked) != work.states:

@@ -102,6 +102,8 @@ class Learning:
         values = self._start().requires_grad_()
         adam = torch.optim.Adam([values], lr=section.learning_rate, betas=(0.9, 0.999))
         notes = Notes(bench / "learning.jsonl")
+        if notes.known:
+            console.note(f"learn coefficients: {len(notes.known)} of {section.steps} steps were there already")
         runner: _Runner | None = None
         entropies = []
         with compute_threads(torch.get_num_threads()) as (pool, count), console.Meter("learn coefficients") as meter:

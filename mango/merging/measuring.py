@@ -96,13 +96,16 @@ class Measurement:
         """Return the tensor that a name of the merge stands for in this model: a tied head is its embedding."""
         return self.runnable.stored.get(name, name)
 
-    def run(self, file: Path, device: torch.device | str, on_step: OnStep | None = None) -> None:
+    def run(self, file: Path, device: torch.device | str, on_step: OnStep | None = None) -> bool:
         """Measure the model, unless an earlier run has.
 
         Args:
             file: where what is measured is kept; a file with its hash is put beside it.
             device: where the model runs.
             on_step: called with (sequences done, sequences in all).
+
+        Returns:
+            Whether it was measured now; an earlier run had done so otherwise.
 
         Raises:
             MergeError: a loss or an input of a layer is not finite.
@@ -111,7 +114,7 @@ class Measurement:
         note = file.with_suffix(".json")
         if _is_whole(file, note, self._layout):
             self.file = file
-            return
+            return False
         check_room(file, self.num_bytes)
         with writing(file), file.open("wb") as stream:
             stream.truncate(max(self.num_bytes, 1))
@@ -133,6 +136,7 @@ class Measurement:
             finally:
                 os.close(descriptor)
         write_file(note, json.dumps({"layout": self._layout, "sha256": sha256_file(file)}))
+        return True
 
     @property
     def _layout(self) -> list[list[Any]]:

@@ -97,6 +97,8 @@ class Search:
         """
         budget = self._section.evaluations
         notes = Notes(bench / "search.jsonl")
+        if notes.known:
+            console.note(f"search: {len(notes.known)} of {budget} evaluations were there already")
         plain = with_settings(self._ready.document, {}, {})
         best, best_loss, start_loss = plain, math.inf, math.inf
         with compute_threads(torch.get_num_threads()) as (pool, count), console.Meter("search") as meter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,28 +12,6 @@ import torch
 from mango import console
 from mango.merging.devices import parse_devices
 from mango.merging.plan import MergePlan, plan_with
-
-
-@contextmanager
-def bench_of(folder: Path) -> Iterator[Path]:
-    """Give the folder for what a merge that grows in a folder measures, beside it.
-
-    It is gone at the end and after an error. When the body is ended by a signal or Ctrl-C it stays, as the folder that
-    grows does, so that the next run of the same merge does not measure again.
-
-    Args:
-        folder: where the merge grows.
-
-    Yields:
-        The folder; it is made when something is measured.
-    """
-    bench = folder.with_name(f"{folder.name}.calibration")
-    try:
-        yield bench
-    except Exception:
-        shutil.rmtree(bench, ignore_errors=True)
-        raise
-    shutil.rmtree(bench, ignore_errors=True)
 
 
 @contextmanager
@@ -64,7 +41,7 @@ def settled(ready: MergePlan, bench: Path, device: str) -> MergePlan:
         return ready
     bench.mkdir(exist_ok=True)
     first = parse_devices(device)[0]
-    _measure(ready, bench, first)
+    _measure(ready, bench, first, tell=True)
     if ready.quest is None:
         return ready
     found = plan_with(ready.quest.solve(bench, first), ready.inputs)
@@ -72,7 +49,10 @@ def settled(ready: MergePlan, bench: Path, device: str) -> MergePlan:
     return found
 
 
-def _measure(ready: MergePlan, bench: Path, device: torch.device) -> None:
+def _measure(ready: MergePlan, bench: Path, device: torch.device, *, tell: bool = False) -> None:
     for number, one in enumerate(ready.measurements):
-        with console.Meter(f"measure {one.kind} of {one.key}") as meter:
-            one.run(bench / f"{number}-{one.kind}.bin", device, meter)
+        what = f"measure {one.kind} of {one.key}"
+        with console.Meter(what) as meter:
+            is_new = one.run(bench / f"{number}-{one.kind}.bin", device, meter)
+        if tell and not is_new:
+            console.note(f"{what}: was there already")

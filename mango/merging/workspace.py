@@ -84,14 +84,14 @@ class Growing:
 
     Attributes:
         folder: where it grows, or its own place, where an earlier run has put it there.
-        hidden: where it grows, in any case; what else a merge needs until its end lies beside it, under names that
-            begin with this one.
+        bench: folder beside it for what the work measures; it is made by whom it serves, and gone when the result is in
+            its place.
         journal: what is written of it.
         is_done: an earlier run has finished it, and nothing is left to write.
     """
 
     folder: Path
-    hidden: Path
+    bench: Path
     journal: Journal
     is_done: bool
 
@@ -101,9 +101,10 @@ def growing_folder(path: Path | str, mark: str, *, remember: bool = False) -> It
     """Fill a folder that takes the place of ``path`` in one step, and that a killed run leaves for the next.
 
     It is a hidden sibling named by ``mark``, with a journal beside it: a run with the same mark finds what an earlier
-    one has written, and any other run into the same path removes it. When the body is ended by a signal or Ctrl-C both
-    stay; on an error they are removed. The older version of ``path`` stays until the new one is durable. A run that
-    was killed behind that moment is known by its journal, too: the next one then finds that all is done.
+    one has written and measured, and any other run into the same path removes it. When the body is ended by a signal or
+    Ctrl-C all of it stays; on an error it is removed. The older version of ``path`` stays until the new one is
+    durable. A run that was killed behind that moment is known by its journal, too: the next one then finds that all
+    is done.
 
     Args:
         path: the folder; missing parents are made. A link is followed.
@@ -120,7 +121,7 @@ def growing_folder(path: Path | str, mark: str, *, remember: bool = False) -> It
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path}: is a file; a folder was to be written there. Move it or choose another path")
-    folder, note = _places(path, mark)
+    folder, note, bench = _places(path, mark)
     inside = ".mango-new-" in str(path.parent)  # a part of another folder that grows
     with only_writer(path):
         with writing(path):
@@ -129,14 +130,14 @@ def growing_folder(path: Path | str, mark: str, *, remember: bool = False) -> It
         journal = Journal(note)
         try:
             with signals.resumes(lambda: "" if inside else _how_it_goes_on(path, folder)):
-                yield Growing(path if state == "in place" else folder, folder, journal, state != "growing")
+                yield Growing(path if state == "in place" else folder, bench, journal, state != "growing")
         except OSError as error:
-            _discard(folder, note)
+            _discard(folder, note, bench)
             if error.filename is None or Path(str(error.filename)).is_relative_to(folder):
                 raise write_failure(path, error) from error
             raise
         except Exception:
-            _discard(folder, note)
+            _discard(folder, note, bench)
             raise
         finally:
             journal.close()
@@ -149,9 +150,10 @@ def growing_folder(path: Path | str, mark: str, *, remember: bool = False) -> It
                 old = put_in_place(folder, path)
         if not inside:
             signals.replaced(path)
+        remove_old(old)
+        shutil.rmtree(bench, ignore_errors=True)  # not before: a run that is killed until here would measure again
         if not remember:
             forget(path, mark)
-        remove_old(old)
 
 
 def forget(path: Path | str, mark: str) -> None:
@@ -159,10 +161,10 @@ def forget(path: Path | str, mark: str) -> None:
     _places(Path(os.path.realpath(path)), mark)[1].unlink(missing_ok=True)
 
 
-def _places(path: Path, mark: str) -> tuple[Path, Path]:
-    """Return the hidden folder of some work, and the file of its journal."""
+def _places(path: Path, mark: str) -> tuple[Path, Path, Path]:
+    """Return the hidden folder of some work, the file of its journal, and the folder of what it measures."""
     name = f".{path.name}.mango-new-merge-{mark[:16]}"
-    return path.with_name(name), path.with_name(f"{name}.journal")
+    return path.with_name(name), path.with_name(f"{name}.journal"), path.with_name(f"{name}.calibration")
 
 
 def _prepare(path: Path, folder: Path, note: Path) -> State:
@@ -207,9 +209,10 @@ def _note_seal(note: Path, folder: Path) -> None:
         journal.close()
 
 
-def _discard(folder: Path, note: Path) -> None:
+def _discard(folder: Path, note: Path, *more: Path) -> None:
     note.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    for one in (folder, *more):
+        shutil.rmtree(one, ignore_errors=True)
 
 
 def _how_it_goes_on(path: Path, folder: Path) -> str:

@@ -47,6 +47,13 @@ def save_tokenizer(folder: Path, text: str = "the cat sat on the mat") -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
 
 
+def write_text(path: Path) -> Path:
+    """Write text in the words of the tiny vocabulary."""
+    words = ("the cat ", "sat on ", "the mat ")
+    path.write_text("\n".join("".join(words[(i * i + j) % 3] for j in range(40)) for i in range(100)))
+    return path
+
+
 class Stopped(KeyboardInterrupt):
     """Ends a merge in its middle as Ctrl-C does."""
 
@@ -75,10 +82,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """Calibration text in the words of the tiny vocabulary."""
-    words = ("the cat ", "sat on ", "the mat ")
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join("".join(words[(i * i + j) % 3] for j in range(40)) for i in range(100)))
-    return path
+    return write_text(tmp_path / "text.txt")
 
 
 @pytest.fixture

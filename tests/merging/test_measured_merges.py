@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tests.merging.conftest import VOCABULARY, MakeModel, Stopped, hashes, probl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Family = dict[str, ModelSource]
+ROOT = Path(__file__).parents[2]
 
 
 def document(method: str, text: Path, *names: str, **changes: Any) -> dict[str, Any]:
@@ -185,7 +188,7 @@ def test_adapters_are_part_of_what_is_measured(text: Path, family: Family, tmp_p
 
 
 def test_what_was_measured_before_a_stop_is_not_measured_again(
-    text: Path, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = document("fisher", text, "a", "b", "c")
     merge(data, tmp_path / "calm", family)
@@ -204,8 +207,42 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
     assert runs == ["a", "b", "c"]
     merge(data, tmp_path / "out", family)
     assert runs == ["a", "b", "c", "c"]
+    said = capsys.readouterr().err
+    assert [f"measure fishers of {name}: was there already" in said for name in "abc"] == [True, True, False]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "calm")
     assert not list(tmp_path.glob(".out.*"))
+
+
+@pytest.mark.parametrize("moment", ["seal", "put_in_place", "remove_old", "forget"])
+def test_a_stop_behind_the_last_tensor_measures_nothing_again(
+    text: Path, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    data = document("fisher", text)
+    calm = merge(data, tmp_path / "calm", family)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"mango.merging.workspace.{moment}", stop)
+        with pytest.raises(Stopped):
+            merge(data, tmp_path / "out", family)
+    monkeypatch.setattr("mango.merging.running.Runnable.load", stop)  # it has to run no model
+    assert merge(data, tmp_path / "out", family).num_resumed == calm.num_tensors
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "calm")
+    assert not list(tmp_path.glob(".out.*"))
+
+
+@pytest.mark.slow
+def test_kills_of_merges_that_measure_change_no_bit_and_lose_no_step(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    command = [sys.executable, "-m", "tests.robustness.measured_kills", "--kills", "6", "--rows", "64", "--seed", "1"]
+    done = subprocess.run(
+        [*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert (found["kills"], found["different"], found["lost"], found["left"]) == (6, [], [], [])
+    assert found["runs to the end"] >= 1
 
 
 def test_what_was_damaged_meanwhile_is_measured_again(text: Path, family: Family, tmp_path: Path) -> None:

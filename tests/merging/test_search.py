@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -141,6 +142,10 @@ def test_it_does_not_repeat_evaluations_after_a_stop(
     (notes,) = tmp_path.glob(".out.*/search.jsonl")
     with notes.open("a") as file:
         file.write('{"point": [0.1')  # a line that was torn
+    with monkeypatch.context() as patched:
+        patched.setattr("os.truncate", Mock(side_effect=Stopped))
+        with pytest.raises(Stopped):  # while the torn line is removed
+            merge(data, tmp_path / "out", family)
     merge(data, tmp_path / "out", family)
     assert count == [5 + 1 + 4]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "calm")

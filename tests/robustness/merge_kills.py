@@ -91,8 +91,8 @@ def kill_merges(root: Path, wanted: int, rows: int, chance: random.Random) -> di
         path.write_text(json.dumps(ties_document(names, float(lambda_))))
         commands[version] = ["merge", str(path), str(out), "--threads", "1", "--json", "--max-shard-size", shard_bytes]
         for _ in range(2):  # the first one imports what is not there yet
-            usual[version] = _must(run_forked(lambda v=version: _mango(commands[v]), log, count=True))  # type: ignore[misc]
-        whole[version] = _hashes(out)
+            usual[version] = must(run_forked(lambda v=version: mango_command(commands[v]), log, count=True))  # type: ignore[misc]
+        whole[version] = hashes(out)
     found: dict[str, Any] = {
         "kills": 0, "with nothing to go on from": 0, "with a part to go on from": 0, "with all in its place": 0,
         "runs to the end": 0, "that went on": 0, "share of tensors found again, median": 0.0,
@@ -103,17 +103,17 @@ def kill_merges(root: Path, wanted: int, rows: int, chance: random.Random) -> di
         kill = random_kill(chance, usual[target].seconds, usual[target].num_events)
         if found["kills"] >= wanted or (kept and chance.random() < 0.4):
             kill = None
-        ended = run_forked(lambda v=target: _mango(commands[v]), log, kill=kill)  # type: ignore[misc]
+        ended = run_forked(lambda v=target: mango_command(commands[v]), log, kill=kill)  # type: ignore[misc]
         if ended.killed:
             found["kills"] += 1
             before, kept = kept, kept_tensors(out)
-            in_place = _hashes(out) == whole[target]
+            in_place = hashes(out) == whole[target]
             if kept < before and not in_place:
                 found["lost"].append(f"{before} tensors were done, and {kept} are left after another kill")
             found["with all in its place" if in_place else "with a part to go on from" if kept else
                   "with nothing to go on from"] += 1  # fmt: skip
             continue
-        said = _must(ended).said
+        said = must(ended).said
         resumed, num_tensors = (int(re.findall(rf'"{key}": (\d+)', said)[0]) for key in ("num_resumed", "num_tensors"))
         found["runs to the end"] += 1
         if resumed < kept:
@@ -121,7 +121,7 @@ def kill_merges(root: Path, wanted: int, rows: int, chance: random.Random) -> di
         if kept:
             found["that went on"] += resumed > 0
             shares.append(resumed / num_tensors)
-        if _hashes(out) != whole[target]:
+        if hashes(out) != whole[target]:
             found["different"].append(target)
         verify(out)
         found["left"] += leftovers(root)
@@ -130,19 +130,22 @@ def kill_merges(root: Path, wanted: int, rows: int, chance: random.Random) -> di
     return found
 
 
-def _mango(arguments: list[str]) -> None:
+def mango_command(arguments: list[str]) -> None:
+    """Run the command line in this process, which it ends."""
     from mango.cli.app import main
 
     main(arguments)
 
 
-def _must(ended: Ended) -> Ended:
+def must(ended: Ended) -> Ended:
+    """Return how a process ended; one that failed is an error."""
     if ended.code != 0:
         raise RuntimeError(f"exit code {ended.code}: {ended.said}")
     return ended
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of each file of a result."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return {name: sha256_file(folder / name) for name in names if name != MANIFEST_NAME}
 
