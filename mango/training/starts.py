@@ -232,8 +232,12 @@ def _pooled(model: MolForCausalLM, input_ids: Tensor, position: int, batch_size:
     return found
 
 
-TOKEN_ROWS = 128
-"""Rows of calibration text, at most, on which a step is taken that looks at each token for itself."""
+TOKENS = 8192
+"""Tokens of calibration text, about, on which a step is taken that looks at each token for itself."""
+SPREAD = 8
+"""Such a step takes every eighth token of a row, since neighbours are much alike."""
+SCORED_ROWS = 128
+"""Rows of calibration text, at most, whose tokens are decided on at once."""
 FILTER_ROWS = 16
 """Rows of calibration text on which a step through the memory of a router is taken."""
 MIXTURE_ROWS = 32
@@ -262,14 +266,16 @@ def fit_router(
     """
     named = [(n, p) for n, p in router.named_parameters() if not n.startswith(("temperature.", "balance."))]
     temperature = router.temperature().detach()
+    length = targets.shape[1]
 
     def turn(step: int, size: int) -> Tensor:
         return (torch.arange(size, device=pooled.device) + step * size) % len(pooled)
 
     def each_token(step: int) -> Tensor:
-        rows = turn(step, min(TOKEN_ROWS, len(pooled)))
-        scores = router.scores(pooled[rows].flatten(0, 1)) / temperature
-        return torch.nn.functional.cross_entropy(scores, targets[rows].flatten())
+        rows = turn(step, min(max(1, TOKENS * SPREAD // length), len(pooled)))
+        places = slice(step % min(SPREAD, length), None, SPREAD)
+        scores = router.scores(pooled[rows, places].flatten(0, 1)) / temperature
+        return torch.nn.functional.cross_entropy(scores, targets[rows, places].flatten())
 
     def after_all_before(step: int) -> Tensor:
         rows = turn(step, FILTER_ROWS)
@@ -291,7 +297,7 @@ def fit_router(
     with torch.no_grad():
         right = [
             router.log_probs(some)[0].argmax(-1) == best
-            for some, best in zip(pooled.split(TOKEN_ROWS), targets.split(TOKEN_ROWS), strict=True)
+            for some, best in zip(pooled.split(SCORED_ROWS), targets.split(SCORED_ROWS), strict=True)
         ]
         return float(torch.cat(right).float().mean())
 

@@ -226,3 +226,12 @@ def test_biases_even_out_the_load_and_leave_weights_alone() -> None:
 def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises((ValidationError, ConfigError), match=message):
         RouterParams.model_validate(values)
+
+
+def test_the_gradient_of_evidence_in_turn_is_that_of_its_differences() -> None:
+    """By evidence, by the rate of forgetting and by what was believed before, through padding too."""
+    valid = torch.tensor([[True, True, False, True], [False, True, True, True]])
+    likelihood = noise(2, 4, 3).double().exp().requires_grad_()
+    switch = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    before = torch.softmax(noise(2, 3, seed=2).double(), -1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *given: _in_turn(given[0], valid, *given[1:]), (likelihood, switch, before))
