@@ -58,6 +58,8 @@ def lm_eval(
 
     if len(set(models)) < len(models):
         raise ConfigError("a model is named twice")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out: {out} is a folder; name a file, such as {out / 'scores.json'}")
     given: dict[str, Any] = {
         "tasks": [name.strip() for text in tasks for name in text.split(",") if name.strip()],
         "limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size, "max_length": max_length,
@@ -85,12 +87,12 @@ def lm_eval(
         for line in found[name].lines():
             console.note(f"{name}: {line}")
     written = document(harness, found)
-    if out is not None:
-        write_file(out, json.dumps(written, indent=1, allow_nan=False) + "\n")
     if as_json:
         console.result_json(written)
     else:
         console.result(_table(found))
+    if out is not None:  # last: what was scored is shown even where it cannot be written
+        write_file(out, json.dumps(written, indent=1, allow_nan=False) + "\n")
 
 
 def _folder(name: str, cache: Path | None) -> Path:

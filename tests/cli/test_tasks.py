@@ -87,6 +87,7 @@ def test_a_fused_model_routes_as_it_is_told(run: Callable[..., tuple[int, str, s
         ("base", ("-t", "own.yaml", "--routing", "soft"), "no fused model, and nothing to route"),
         ("fused", ("-t", "own.yaml", "--routing", "loud"), "routing 'loud' is unknown. Known: soft, hard"),
         ("base", ("-t", "own.yaml", "--metadata", "{"), "--metadata: is no JSON"),
+        ("base", ("-t", "own.yaml", "--out", "corpus"), "--out: corpus is a folder; name a file"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -97,3 +98,11 @@ def test_what_is_wrong_is_said_in_one_line(
     code, out, said = run(root / model, *options)
     assert (code, out) == (2, "")
     assert words in said
+    assert "own bits_per_byte" not in said  # it was said before a model was scored
+
+
+def test_scores_that_cannot_be_written_are_shown(run: Callable[..., tuple[int, str, str]], root: Path) -> None:
+    code, out, said = run(root / "base", "-t", root / "own.yaml", "--limit", 1, "--out", root / "own.yaml" / "x.json")
+    assert code == 2
+    assert "bits_per_byte" in out
+    assert "cannot write" in said
