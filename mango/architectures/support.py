@@ -20,7 +20,8 @@ class Support:
         task: what it is built for, one of :data:`mango.architectures.TASKS`, or None where it cannot be built.
         family: ``causal``, ``masked``, ``seq2seq``, ``text``, ``vision``, ``multimodal``, ``audio`` or ``other``.
         host: whether its blocks were found, run alone and take wrappers, to the bit.
-        guest: whether its blocks can run in another model.
+        guest: whether it was fused as an expert of a plain trunk; of models whose task is not fused in experts, whether
+            nothing speaks against their blocks in another model.
         fused: whether it was fused with a model for the same task, as guest and as trunk, and every expert ran.
         cached_decode: whether fused models of it decode with a cache as without.
         reason: why not, or None.

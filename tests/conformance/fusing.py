@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,23 @@ SPAN = 2
 """Blocks of the trunk in a span."""
 
 
-def fused(tiny: Tiny) -> tuple[str | None, str | None]:
-    """Fuse a type as guest and as trunk, and decode with a cache if it decodes.
+@dataclass(frozen=True)
+class Found:
+    """What came of fusing a type.
 
-    Returns:
-        Why it cannot be fused, and why it can as trunk in one span alone; None where it can.
+    Args:
+        problem: why it cannot be fused, as guest or as trunk; None where it can.
+        guest: whether it was fused as an expert of a plain trunk.
+        whole: why it can be a trunk in one span alone; None where it can in several.
     """
+
+    problem: str | None
+    guest: bool
+    whole: str | None = None
+
+
+def fused(tiny: Tiny) -> Found:
+    """Fuse a type as guest and as trunk, and decode with a cache if it decodes."""
     from tests.conformance.checks import one_line
 
     with tempfile.TemporaryDirectory() as name:
@@ -58,27 +70,27 @@ def fused(tiny: Tiny) -> tuple[str | None, str | None]:
         try:
             _save(tiny.model, root / "typed")
         except (*MODEL_FAILURES, MangoError) as error:
-            return f"not saved by transformers: {one_line(error)}", None
+            return Found(f"not saved by transformers: {one_line(error)}", False)
         try:
             _save(PARTNERS[tiny.task](tiny), root / "plain")
         except MODEL_FAILURES as error:
-            return f"no plain model fits it: {one_line(error)}", None
+            return Found(f"no plain model fits it: {one_line(error)}", False)
         try:
             models = {key: ModelSource(source=str(root / key)) for key in ("typed", "plain")}
             store = extract(models, root / "store", "reference")
         except (MangoError, *MODEL_FAILURES) as error:
-            return f"not extracted: {_without(one_line(error), root)}", None
-        if tiny.task != IMAGE_TEXT:  # a llama reads no images
+            return Found(f"not extracted: {_without(one_line(error), root)}", False)
+        if tiny.task in EXPERTS:
             problem = _tried(store, "plain", "typed", root / "fused_plain", tiny, span=SPAN)
             if problem is not None:
-                return f"not fused as guest: {problem}", None
+                return Found(f"not fused as guest: {problem}", False)
         problem = _tried(store, "typed", "plain", root / "fused_typed", tiny, span=SPAN)
         if problem is None:
-            return None, None
+            return Found(None, True)
         blocks = store.model("typed").architecture.num_blocks
         if blocks > SPAN and _tried(store, "typed", "plain", root / "fused_whole", tiny, span=blocks) is None:
-            return None, problem
-        return f"not fused as trunk: {problem}", None
+            return Found(None, True, problem)
+        return Found(f"not fused as trunk: {problem}", True)
 
 
 def _tried(store: BlockStore, trunk: str, expert: str, folder: Path, tiny: Tiny, *, span: int) -> str | None:
@@ -144,6 +156,8 @@ def _vit(tiny: Tiny) -> PreTrainedModel:
 
 PARTNERS = {CAUSAL: _llama, MASKED: _bert, SEQ2SEQ: _bart, IMAGES: _vit, IMAGE_TEXT: _llama}
 """What a model of each task is fused with."""
+EXPERTS = (CAUSAL, MASKED, SEQ2SEQ, IMAGES)
+"""Tasks whose models are fused as experts; those that read images are trunks, of experts that read text."""
 ONCE = {"type": "simple", "simple": {"prompt": 4}}
 
 

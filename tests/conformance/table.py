@@ -20,8 +20,10 @@ the file is written by that command. `mango architectures` prints the same.
 
 - **host**: the blocks were found; each, run alone with the arguments that it got inside the model, returned the
   same bits; and with every block behind a wrapper the model returned the same bits.
-- **guest**: the blocks of the main stack can run in another model: their stream has one shape, and no other argument
-  of theirs changes when their model runs on zero inputs without its blocks.
+- **guest**: of causal, masked, encoder-decoder and image classification models: fused as the expert of a plain trunk it
+  ran, was saved and opened, and decoded with a cache as without where it decodes. Other models are not fused as experts
+  so far. Of those it says only that nothing speaks against it: the stream of the blocks has one shape, and no other
+  argument of theirs changes when their model runs on zero inputs without its blocks.
 - **fused**: fused with a plain model for the same task, as guest and as trunk, every expert ran, and saving and opening
   changed nothing: causal language models with a llama, masked ones with a BERT, encoder-decoder models with a BART,
   image classifiers with a ViT. A trunk is cut into spans of two blocks; where that cannot be and one span of all its
