@@ -75,7 +75,15 @@ def _describe(model: PreTrainedModel, task: str, config: PretrainedConfig) -> Co
     found = [(trace, candidate) for candidate in candidates(model, trace, reasons)]
     for part_trace, candidate in _unreached(model, trace):
         found.append((part_trace, candidate))
-    main_trace, main = _main(model, found, base_prefix, where, reasons, trace if task in (CAUSAL, IMAGE_TEXT) else None)
+    main_trace, main = _main(
+        model,
+        found,
+        base_prefix,
+        where,
+        reasons,
+        trace if task in (CAUSAL, IMAGE_TEXT) else None,
+        decodes=_decodes(task, config),
+    )
     if not main.path.startswith(f"{base_prefix}."):
         base_prefix = ""
     encodes = task != SEQ2SEQ or getattr(config, "is_encoder_decoder", False)  # not where sounds stand among tokens
@@ -224,13 +232,19 @@ def _prefixed(call: Call, path: str) -> Call:
     return call
 
 
+def _decodes(task: str, config: PretrainedConfig) -> bool:
+    return task == SEQ2SEQ and bool(getattr(config, "is_encoder_decoder", False))
+
+
 def _main(
-    model: nn.Module,
+    model: PreTrainedModel,
     found: list[tuple[Trace, Candidate]],
     base: str,
     where: str,
     reasons: list[str],
     written: Trace | None,
+    *,
+    decodes: bool,
 ) -> tuple[Trace, Candidate]:
     inside = [pair for pair in found if base and pair[1].path.startswith(f"{base}.")] or found
     inside = [pair for pair in inside if pair[1].blocklike] or inside
@@ -239,6 +253,8 @@ def _main(
     if not inside:
         why = "; ".join(reasons) or f"no list of modules runs{_past_calls(model)}"
         raise ArchitectureError(f"{where}: no block list: wanted a list whose entries run once and in order; {why}")
+    if decodes:
+        inside = [pair for pair in inside if role_of(model, pair[1].path, "seq2seq") == "decoder"] or inside
     # max() keeps the first of equals, so the order of definition decides last.
     return max(
         inside,

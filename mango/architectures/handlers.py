@@ -73,6 +73,17 @@ class Handler:
         """Tell whether its states take one token at a time, since its scan of several begins without a state."""
         return False
 
+    def rereads(self) -> bool:
+        """Tell whether its cache cannot carry a span, so that a span reads all its tokens again in each step."""
+        return False
+
+    def settle(self, config: Any) -> None:
+        """Change a configuration so that the model computes the same wherever its blocks are, and leaves its weights.
+
+        Args:
+            config: of the model; it changes in place.
+        """
+
 
 class NoParams(Frozen):
     """A handler has no parameters."""
@@ -202,6 +213,26 @@ class SingleSteps(Handler):
         return True
 
 
+class Rereads(Handler):
+    """Blocks whose cache is of a class of their own, lies beside the cache, or holds what no text has."""
+
+    def rereads(self) -> bool:
+        """Return True."""
+        return True
+
+
+class NoRescaling(Rereads):
+    """RWKV halves its stream every few blocks, and weights to match, by changing them where they are."""
+
+    def settle(self, config: Any) -> None:
+        """Let weights and stream be as they were trained.
+
+        Args:
+            config: of the model; it changes in place.
+        """
+        config.rescale_every = 0
+
+
 class Languages(Handler):
     """Models that need a language to be chosen before they run."""
 
@@ -236,7 +267,10 @@ for _name in ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unifie
     ARCHITECTURES.register(_name, NoParams)(TokenIds())
 ARCHITECTURES.register("bloom", NoParams)(LinearBias())
 ARCHITECTURES.register("mpt", NoParams)(SharedLinearBias())
-for _name in ("mamba", "falcon_mamba", "jamba", "recurrent_gemma"):
+for _name in ("git", "minimax", "recurrent_gemma"):
+    ARCHITECTURES.register(_name, NoParams)(Rereads())
+ARCHITECTURES.register("rwkv", NoParams)(NoRescaling())
+for _name in ("mamba", "falcon_mamba", "jamba"):
     ARCHITECTURES.register(_name, NoParams)(SingleSteps())
 ARCHITECTURES.register("xmod", NoParams)(Languages())
 ARCHITECTURES.register("udop", NoParams)(TokensWithBoxes())

@@ -91,7 +91,19 @@ def class_for(config: PretrainedConfig, task: str) -> Any | None:
         found = mapping.get(type(config), None)
     except (ImportError, AttributeError, ValueError):  # the class needs a package that is not installed
         return None
-    return found[0] if isinstance(found, (tuple, list)) else found
+    found = found[0] if isinstance(found, (tuple, list)) else found
+    return _part_of(config, TASKS[task].mapping) if found is None else found
+
+
+def _part_of(config: PretrainedConfig, mapping: str) -> Any | None:
+    """Return the class that a configuration of one part of a model names, where the table knows it by the whole."""
+    named = set(getattr(config, "architectures", None) or ())
+    for model_type, name in getattr(modeling_auto, f"{mapping}_NAMES", {}).items():
+        if isinstance(name, str) and name in named and model_type != config.model_type:
+            found = getattr(modeling_auto, mapping)._load_attr_from_module(model_type, name)
+            if getattr(found, "config_class", None) is type(config):
+                return found
+    return None
 
 
 def task_of(config: PretrainedConfig) -> str:
@@ -113,9 +125,15 @@ def task_of(config: PretrainedConfig) -> str:
             f"{getattr(config, 'name_or_path', '') or 'this configuration'} (model type {config.model_type!r}): "
             "transformers has no model class for it; it may describe a part of another model"
         )
-    for task in available:
-        if task != BASE and class_for(config, task).__name__ in named:  # type: ignore[union-attr]
-            return task
+    matching = [
+        task
+        for task in available
+        if task != BASE and class_for(config, task).__name__ in named  # type: ignore[union-attr]
+    ]
+    if {CAUSAL, MASKED} <= set(matching) and not any(getattr(config, n, False) for n in ("is_decoder", "causal")):
+        return MASKED  # one class for both
+    if matching:
+        return matching[0]
     if bool(getattr(config, "is_encoder_decoder", False)):
         for task in (SEQ2SEQ, "speech-seq2seq"):
             if task in available:

@@ -62,7 +62,8 @@ class Inspection:
         stored: whether the sizes come from the files rather than from the configuration.
         host: whether the conformance suite found that models of this type take other blocks; None where it does not
             know the type.
-        guest: whether it fused them as experts, or for tasks without experts found their blocks portable; None likewise.
+        guest: whether it fused them as experts, or for tasks without experts found their blocks portable; None
+            likewise.
         fusion: with whom it can be fused.
     """
 

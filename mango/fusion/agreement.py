@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ from mango.fusion.expert import FusedExpert
 from mango.fusion.image_agreement import check_images
 from mango.fusion.image_text import MolForImageTextToText
 from mango.fusion.seq2seq_agreement import Seq2SeqTrace
-from mango.fusion.shells import CACHE_NAMES, Body, Tail
+from mango.fusion.shells import Body, Tail, accepted, rereads
 from mango.fusion.span_cache import keeps_state_alone, layer_makers
 from mango.fusion.tasks import TEXT_TASKS
 
 NUM_TOKENS = 4
 
+_STATES = {"ssm", "linear", "conv"}
+"""Kinds of blocks that know of places nothing but the order of what they have read."""
 _NEEDED = ("input_ids", "inputs_embeds", "attention_mask")
 
 
@@ -84,6 +86,8 @@ def _trace(source: PreTrainedModel, parts: ComponentMap) -> _Trace | EncoderTrac
 def _open(
     store: BlockStore, name: str, dtype: torch.dtype, config: PretrainedConfig, parts: ComponentMap
 ) -> PreTrainedModel:
+    config = deepcopy(config)
+    handler_for(parts.model_type).settle(config)
     with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(include_buffers=False):
         model_class: Any = class_for(config, parts.task)
         model: PreTrainedModel = model_class._from_config(config)
@@ -139,10 +143,8 @@ class _Trace:
 
     def __init__(self, source: PreTrainedModel, parts: ComponentMap) -> None:
         base: Any = source.get_submodule(parts.base_prefix)
-        taken = inspect.signature(base.forward).parameters
+        taken = accepted(base, parts)
         missing = [name for name in _NEEDED if name not in taken]
-        if not any(name in taken for name in CACHE_NAMES):
-            missing.append(CACHE_NAMES[0])
         if missing:
             raise TypeError(
                 f"{type(base).__name__} takes no {', '.join(missing)}, which a causal model's spans are given"
@@ -160,6 +162,9 @@ class _Trace:
         calls = capture_block_calls(source, self.ids, self.mask.long(), self.positions if self._placed else None)
         handle.remove()
         self.logits = logits[0]
+        self._rereads = rereads(base, parts)
+        if self._rereads and length > 1:
+            self._refuse_looking_ahead(source, type(base).__name__)
         check_stream(_incoming(calls[0]), self.ids, type(base).__name__)
         handler = handler_for(parts.model_type)
         if length > 2 and not handler.places_keys() and self._same_elsewhere(source):
@@ -178,6 +183,17 @@ class _Trace:
         moved[:, -1] += 1
         logits = source(input_ids=self.ids, attention_mask=self.mask.long(), position_ids=moved, use_cache=False).logits
         return bool(logits[:, -1].equal(self.logits[:, -1]))
+
+    def _refuse_looking_ahead(self, source: PreTrainedModel, name: str) -> None:
+        """Refuse a model in which a token changes what stands before it."""
+        ids = self.ids.clone()
+        ids[:, -1] = self.ids[:, 0]
+        mask = self.mask.long()
+        placed = {"position_ids": self.positions} if self._placed else {}
+        found = source(input_ids=ids, attention_mask=mask, use_cache=False, **placed).logits
+        real = self.mask[:, :-1]
+        if not found[:, :-1][real].allclose(self.logits[:, :-1][real], rtol=1e-3, atol=1e-5):
+            raise TypeError(f"in {name} a token sees those behind it, so it does not write text token by token")
 
     def _refuse_counting(self, source: PreTrainedModel, call: BlockCall, name: str) -> None:
         """Refuse a model that gives a token another vector at another place, without being told the place."""
@@ -200,7 +216,8 @@ class _Trace:
         each = len(makers) // parts.num_blocks
         order = [1, 0, *range(2, self.ids.shape[1])]
         for number, (block, call) in enumerate(zip(block_list(source, parts), calls, strict=True)):
-            if keeps_state_alone(makers[each * number : each * (number + 1)]):
+            alone = keeps_state_alone(makers[each * number : each * (number + 1)])
+            if alone or (self._rereads and set(parts.stacks[0].attention[number].split("+")) <= _STATES):
                 continue
             states = _incoming(call)
             args, kwargs = (states[:, order], *call.args[1:]) if call.args else (), dict(call.kwargs)
@@ -225,7 +242,8 @@ class _Trace:
             body(inputs[:, chunk], self.mask[:, : chunk.stop], self.positions[:, chunk], cache) for chunk in chunks
         ]
         compare(torch.cat(steps, 1), wanted, self.mask, f"{what}, with a cache", computed=self._dtype)
-        _refuse_inner_states(body.base, len(self.ids))
+        if not body.rereads:  # what is left in its modules of a run without a cache, the next one does not read
+            _refuse_inner_states(body.base, len(self.ids))
 
     def check_tail(self, tail: Tail, what: str) -> None:
         wanted = self.logits

@@ -19,9 +19,10 @@ from mango.fusion.configuration import MolConfig
 from mango.fusion.core import TRAINED, MolPreTrainedModel, source_configs
 from mango.fusion.expert import FusedExpert
 from mango.fusion.heads import HEADS
-from mango.fusion.layout import make_layout
+from mango.fusion.layout import Layout, make_layout
 from mango.fusion.names import canonical, true_names
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
+from mango.fusion.pruning import why_opaque
 from mango.fusion.tasks import IMAGES, SOURCE_TASKS, task_of_source
 
 
@@ -60,12 +61,11 @@ def build_fused(
                 f"{fusion.task}, which fuses models for {SOURCE_TASKS[fusion.task]}; `mango architectures` lists what "
                 "can be fused"
             )
-        if fusion.task == MASKED:
-            _check_single(maps[name], name)
     head = HEADS[fusion.task]
     _check_classes(store, fusion, names)
     _check_tokenizers(store, fusion, names)
     layout = make_layout(fusion, maps)
+    _check_cuts(layout, maps)
     trunk = configs[fusion.trunk]
     text = trunk.get_text_config()
     config = MolConfig(
@@ -107,21 +107,18 @@ def build_fused(
     return model
 
 
-def _check_single(parts: ComponentMap, name: str) -> None:
-    """Refuse an encoder of several lists of blocks that its stream goes through."""
-    main, *others = parts.stacks
-    where = f"fusion: {name!r} ({parts.architecture})"
-    if main.between:
-        raise ArchitectureError(
-            f"{where}: {', '.join(main.between)} runs between the entries of {main.path}, which therefore are no whole "
-            "blocks, and no span can be cut out of it"
-        )
-    around = [f"{main.root}.{path}".strip(".") for path in (*main.before, *main.after)]
-    more = [other.path for other in others if any(path.startswith(f"{other.path}.") for path in around)]
-    if more:
-        raise ArchitectureError(
-            f"{where}: its stream goes through {', '.join(more)} beside {main.path}; encoders of one stack are fused"
-        )
+def _check_cuts(layout: Layout, maps: dict[str, ComponentMap]) -> None:
+    """Refuse to cut a masked language model that has no list of whole blocks which its stream goes through."""
+    for expert in layout.experts:
+        parts = maps[expert.source]
+        reason = why_opaque(parts)
+        whole = [(span.start, span.stop) for span in expert.spans] == [(0, parts.num_blocks)]
+        ends = expert.spans[0].enter == 0 and expert.spans[-1].exit == layout.num_positions
+        if reason is not None and not (whole and ends and expert.own_edges):
+            raise ArchitectureError(
+                f"fusion: {expert.source!r} ({parts.architecture}): {reason}; it is fused whole alone, as an expert "
+                f"with cut: whole and edges: own, as the trunk with span: {parts.num_blocks}"
+            )
 
 
 def _check_heads(model: MolPreTrainedModel) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from mango.architectures import ComponentMap, InputMaker, block_list
 from mango.fusion.comparison import compare
 from mango.fusion.encoder_shells import EncoderTail, NormTail, takes_tokens
+from mango.fusion.pruning import is_opaque
 from mango.fusion.shells import Body, Tail
 
 NUM_TOKENS = 6
@@ -35,6 +36,7 @@ class EncoderTrace:
             self.mask = torch.ones(inputs.shape, dtype=torch.bool)
             self.mask[1, -1] = False
             given["attention_mask"] = self.mask.long()
+        self._whole = is_opaque(parts)
         self.states: list[Tensor] = []
         self.normed = torch.empty(0)
         handles = self._watch(source, parts, base)
@@ -64,6 +66,8 @@ class EncoderTrace:
 
         def end(_module: nn.Module, _args: Any, output: Any) -> None:
             self.normed = output.last_hidden_state
+            if self._whole:  # it has no end of its blocks within
+                self.states = [*self.states[:1] * parts.num_blocks, self.normed.clone()]
 
         blocks = list(block_list(source, parts))
         handles: list[Any] = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]

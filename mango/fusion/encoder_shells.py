@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap
 from mango.errors import ArchitectureError
-from mango.fusion.pruning import pruned, put
+from mango.fusion.pruning import closed, is_opaque, pruned, put
 from mango.fusion.shells import Body, StatesAlone, Tail
 from mango.fusion.span_cache import SpanCache
 
@@ -141,7 +141,7 @@ class EncoderBody(Body):
 
     def __init__(self, config: PretrainedConfig, parts: ComponentMap, start: int, stop: int, *, front: bool) -> None:
         self.__dict__["holder"] = Holder()  # before modules can be set
-        super().__init__(config, parts, start, stop, front=front)
+        super().__init__(config, closed(parts), start, stop, front=front)
         self.reads_tokens = takes_tokens(self.base)
         if self.reads_tokens and not front and "inputs_embeds" not in self._accepted:
             raise ArchitectureError(
@@ -218,6 +218,10 @@ class EncoderTail(Tail):
 
     def __init__(self, config: PretrainedConfig, parts: ComponentMap) -> None:
         nn.Module.__init__(self)
+        if is_opaque(parts):
+            parts = closed(parts)
+            if not parts.base_prefix:
+                raise ArchitectureError(f"{parts.architecture}: its head is no part of its own beside its blocks")
         model = pruned(config, parts, 0, 0)
         self.holder = Holder()
         base = model.get_submodule(parts.base_prefix)

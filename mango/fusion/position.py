@@ -140,6 +140,10 @@ def _groups(body: Body, position_ids: Tensor, picked: Tensor, memory: SpanMemory
     rows = picked.any(1).nonzero().squeeze(1)
     if len(rows) == 0:
         return []
+    if body.rereads and memory is not None and memory.valid is not None:
+        kept = memory.valid.sum(1).tolist()  # padding between tokens that are read again would change states
+    else:
+        kept = [0] * picked.shape[0]
     if not body.even and (memory is None or not body.packed):
         return [rows]
     alike: dict[tuple[int, ...], list[int]] = {}
@@ -147,12 +151,25 @@ def _groups(body: Body, position_ids: Tensor, picked: Tensor, memory: SpanMemory
         places = body.positions(position_ids)[row][picked[row]]
         number = len(places)  # padding would change the states of shorter rows
         if not body.even:
-            alike.setdefault((number,), []).append(row)
+            alike.setdefault((number, kept[row]), []).append(row)
             continue
         if memory is not None and memory.valid is not None and memory.positions is not None:
             places = torch.cat([body.positions(memory.positions)[row][memory.valid[row]], places])
         alike.setdefault((number, *(places - places[0]).tolist()), []).append(row)
     return [torch.tensor(group, device=rows.device) for group in alike.values()]
+
+
+def num_reread(body: Body, picked: Tensor, memory: SpanMemory | None) -> Tensor | int:
+    """Return how many tokens a span that rereads reads again, beside those that are picked now.
+
+    Args:
+        body: the span.
+        picked: the tokens to process, ``[rows, length]``.
+        memory: what the span has kept.
+    """
+    if not body.rereads or memory is None or memory.valid is None:
+        return 0
+    return memory.valid[picked.any(1)].sum()
 
 
 def _run_rows(

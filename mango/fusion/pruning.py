@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap
-from mango.architectures.tasks import IMAGE_TEXT, class_for
+from mango.architectures.handlers import handler_for
+from mango.architectures.tasks import IMAGE_TEXT, MASKED, class_for
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -40,6 +42,7 @@ def pruned(
         whole: whether to keep what is on no way from tokens to blocks, such as what reads images.
     """
     own = deepcopy(config)
+    handler_for(parts.model_type).settle(own)
     own.tie_word_embeddings = False  # ties are the fused model's to make
     with _skeleton():
         model_class: Any = class_for(own, parts.task)
@@ -108,3 +111,42 @@ def without_blocks(module: nn.Module, path: str) -> nn.Module:
     inner = without_blocks(module.get_submodule(name), rest) if rest else nn.ModuleList()
     twin._modules = {**module._modules, name: inner}
     return twin
+
+
+def is_opaque(parts: ComponentMap) -> bool:
+    """Tell whether no list of a model holds whole blocks that its stream goes through, so that it cannot be cut.
+
+    Args:
+        parts: where it keeps its parts; it is a masked language model.
+    """
+    return why_opaque(parts) is not None
+
+
+def why_opaque(parts: ComponentMap) -> str | None:
+    """Return why a masked language model cannot be cut, or None where it can.
+
+    Args:
+        parts: where it keeps its parts.
+    """
+    if parts.task != MASKED:
+        return None
+    main, *others = parts.stacks
+    if main.between:
+        return (
+            f"{', '.join(main.between)} runs between the entries of {main.path}, which therefore are no whole blocks, "
+            "and no span can be cut out of it"
+        )
+    around = [f"{main.root}.{path}".strip(".") for path in (*main.before, *main.after)]
+    more = [other.path for other in others if any(path.startswith(f"{other.path}.") for path in around)]
+    return f"its stream goes through {', '.join(more)} beside {main.path}" if more else None
+
+
+def closed(parts: ComponentMap) -> ComponentMap:
+    """Return the map of a model that is run whole: of one that cannot be cut, nothing stands behind its blocks.
+
+    Args:
+        parts: where it keeps its parts.
+    """
+    if not is_opaque(parts):
+        return parts
+    return replace(parts, before=(*parts.before, *parts.stacks[0].between, *parts.after), after=())

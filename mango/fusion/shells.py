@@ -22,7 +22,7 @@ from mango.architectures.handlers import handler_for
 from mango.architectures.tasks import CAUSAL, IMAGE_TEXT
 from mango.errors import ArchitectureError
 from mango.fusion.pruning import pruned, put, without_blocks
-from mango.fusion.span_cache import LayerMaker, SpanCache, keeps_state, layer_makers
+from mango.fusion.span_cache import InputsLayer, LayerMaker, SpanCache, keeps_state, layer_makers
 
 
 class _Zeros(nn.Module):
@@ -81,13 +81,36 @@ CACHE_NAMES = ("past_key_values", "cache_params")
 """What models call the argument that their cache is given as."""
 
 
-def accepted(model: nn.Module) -> frozenset[str]:
-    """Return the names of the arguments that a model's forward pass takes."""
-    return frozenset(inspect.signature(model.forward).parameters)
+def accepted(model: nn.Module, parts: ComponentMap) -> frozenset[str]:
+    """Return the names of the arguments that a base model takes, or hands on to the part of it with the blocks.
+
+    Args:
+        model: the base model.
+        parts: where it keeps its parts.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    names = frozenset(parameters)
+    inner = parts.stacks[0].root.removeprefix(f"{parts.base_prefix}.") if parts.stacks else ""
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if parts.task != CAUSAL or not hands_on or not inner or inner == parts.base_prefix:
+        return names
+    return names | frozenset(inspect.signature(model.get_submodule(inner).forward).parameters)
+
+
+def rereads(base: nn.Module, parts: ComponentMap) -> bool:
+    """Tell whether spans of a causal model have no cache that carries them, and read all their tokens in each step.
+
+    Args:
+        base: its base model.
+        parts: where it keeps its parts.
+    """
+    return accepted(base, parts).isdisjoint(CACHE_NAMES) or handler_for(parts.model_type).rereads()
 
 
 class Body(GradientCheckpointingLayer):
     """A span of a source model's blocks, run by the model's own forward pass.
+
+    A span that rereads keeps its inputs as its cache: a step runs the span on all of them, and returns the new ones.
 
     A packed span is given no padding between tokens: one of its blocks keeps a state that padding would change, or
     its tokens are placed by what its handler makes of their positions. An even span is also given only rows whose
@@ -126,15 +149,18 @@ class Body(GradientCheckpointingLayer):
         self._blocks_path = parts.blocks
         self._incoming: Tensor | None = None
         handler = handler_for(parts.model_type)
-        self.packed, self.even = False, False
-        self._accepted = accepted(base)
+        self.packed, self.even, self.rereads = False, False, False
+        self._accepted = accepted(base, parts)
         if parts.task == IMAGE_TEXT:
             self._makers: list[LayerMaker] = [DynamicLayer] * (stop - start)
             self._skipped = start
         if parts.task == CAUSAL:
             self._makers, self._skipped = layer_makers(config, parts.num_blocks, start, stop)
             self.even = handler.places_rows_alike()
-            self.packed = keeps_state(self._makers) or handler.places_keys() or self.even
+            self.rereads = rereads(base, parts)
+            if self.rereads:
+                self._makers, self._skipped = [InputsLayer], 0
+            self.packed = self.rereads or keeps_state(self._makers) or handler.places_keys() or self.even
         self._singly = handler.steps_singly()
         self._key_positions: Tensor | None = None
         if handler.places_keys():
@@ -207,6 +233,11 @@ class Body(GradientCheckpointingLayer):
         Returns:
             States that leave the last block, ``[rows, length, width]``.
         """
+        if self.rereads and cache is not None:
+            places = cache.key_positions(position_ids)
+            out = self.forward(cache.own[0].update(inputs), attention_mask, places, None)
+            cache.note(position_ids)
+            return out[:, -inputs.shape[1] :]
         name = "input_ids" if self.front else "inputs_embeds"
         return self.through(name, inputs, None if self.front else inputs, attention_mask, position_ids, cache)
 
@@ -313,7 +344,7 @@ class Tail(nn.Module):
         base = model.get_submodule(parts.base_prefix)
         _drop_before(base, parts)
         self.model = model
-        self._accepted = accepted(base)
+        self._accepted = accepted(base, parts)
         if _reads_ids(base, parts):
             base.forward = _Behind(base, parts.after)
         self.head_path: str | None = parts.head

@@ -41,6 +41,18 @@ class _Nothing:
     def batch_select_indices(self, indices: Tensor) -> None: ...
 
 
+class InputsLayer(_Nothing):
+    """Keeps what a span was given, ``[rows, length, ...]``: the span reads all of it again in each step."""
+
+    def __init__(self) -> None:
+        self.inputs: Tensor | None = None
+
+    def update(self, inputs: Tensor) -> Tensor:
+        """Add new inputs, and return all."""
+        self.inputs = inputs if self.inputs is None else torch.cat([self.inputs, inputs], 1)
+        return self.inputs
+
+
 class SpanCache(Cache):
     """What a span's blocks keep.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _OF_TOKENS = {
     "keys": (0, 2),
     "values": (0, 2),
+    "inputs": (0, 1),
     "idx_keys": (0, 2),
     "indexer_keys": (0, 1),
     "indexer_position_ids": (1, 2),

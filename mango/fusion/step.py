@@ -14,7 +14,7 @@ from mango.fusion.expert import FusedExpert
 from mango.fusion.layout import Span
 from mango.fusion.mixing import Contribution, Group, mix_states
 from mango.fusion.output import Routing
-from mango.fusion.position import Arrival, arrive, run_sparse, to_process
+from mango.fusion.position import Arrival, arrive, num_reread, run_sparse, to_process
 from mango.fusion.routers import Router, Selection
 from mango.fusion.shells import Body, Tail
 from mango.fusion.span_memory import SpanMemory
@@ -243,9 +243,9 @@ class Step(Flow):
             if due is None and body.packed:
                 real = self.mask[:, -self.ids.shape[1] :]
                 read = self.read(body, self.ids, states, self.position_ids)
-                enter = partial(self.enter, fused, index)
-                outputs.append(run_sparse(body, enter, read, self.position_ids, real, self._memory(key)))
-                self._counts[key] = real.sum()
+                enter, own = partial(self.enter, fused, index), self._memory(key)
+                self._counts[key] = real.sum() + num_reread(body, real, own)
+                outputs.append(run_sparse(body, enter, read, self.position_ids, real, own))
                 continue
             if due is None:
                 inputs = self.enter(fused, index, *self.read(body, self.ids, states, self.position_ids))
@@ -258,9 +258,10 @@ class Step(Flow):
             memory = arrived.memory
             read = self.read(body, memory.ids, memory.states, memory.position_ids)
             picked, enter = due[..., place], partial(self.enter, fused, index)
-            out = run_sparse(body, enter, read, memory.position_ids, picked, self._memory(key))
+            own = self._memory(key)
+            self._counts[key] = picked.sum() + num_reread(body, picked, own)
+            out = run_sparse(body, enter, read, memory.position_ids, picked, own)
             outputs.append(arrived.new.put(out[:, arrived.num_kept :]))
-            self._counts[key] = picked.sum()
         if self.cache is not None:
             router = self._router(position)
             history = 0 if router is None else router.pool.history

@@ -27,7 +27,7 @@ from mango.architectures.meta import MODEL_FAILURES
 from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, MASKED, SEQ2SEQ
 from mango.blocks import BlockStore, extract, load_source
 from mango.checkpoints import ModelSource
-from mango.errors import ConfigError, MangoError
+from mango.errors import ConfigError, IncompatibleBlocksError, MangoError
 from mango.fusion import AdapterParams, FusionParams, MolForImageTextToText, RouterParams, build_fused
 from mango.fusion.image_agreement import image_inputs
 from mango.fusion.tasks import IMAGES
@@ -99,6 +99,22 @@ def _tried(store: BlockStore, trunk: str, expert: str, folder: Path, tiny: Tiny,
 
     try:
         return _fused(store, trunk, expert, folder, tiny, span=span)
+    except IncompatibleBlocksError as error:
+        if tiny.task != CAUSAL or "heads tell different numbers" not in str(error):
+            return _without(one_line(error), folder.parent)
+        return _tried_between_edges(store, trunk, expert, folder, tiny, span=span)
+    except (MangoError, *MODEL_FAILURES) as error:
+        return _without(one_line(error), folder.parent)
+
+
+def _tried_between_edges(
+    store: BlockStore, trunk: str, expert: str, folder: Path, tiny: Tiny, *, span: int
+) -> str | None:
+    """Return why two models cannot be fused with the trunk's embedding and head alone, or None where they can."""
+    from tests.conformance.checks import one_line
+
+    try:
+        return _fused(store, trunk, {"model": expert, "edges": "trunk"}, folder, tiny, span=span)
     except (MangoError, *MODEL_FAILURES) as error:
         return _without(one_line(error), folder.parent)
 
@@ -169,7 +185,9 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def _fused(store: BlockStore, trunk: str, expert: str, folder: Path, tiny: Tiny, *, span: int) -> str | None:
+def _fused(
+    store: BlockStore, trunk: str, expert: str | dict[str, str], folder: Path, tiny: Tiny, *, span: int
+) -> str | None:
     task = tiny.task
     span = min(span, store.model(trunk).architecture.num_blocks)
     model = build_fused(

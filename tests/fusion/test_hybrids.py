@@ -14,8 +14,10 @@ from transformers import (
     Lfm2Config,
     MambaConfig,
     MptConfig,
+    OpenAIGPTConfig,
     PretrainedConfig,
     Qwen3NextConfig,
+    RwkvConfig,
 )
 
 from mango.blocks import BlockStore, extract
@@ -44,11 +46,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mamba": MambaConfig(hidden_size=24, num_hidden_layers=2, state_size=8, vocab_size=VOCAB, **NO_TOKENS),
     "bloom": BloomConfig(hidden_size=24, n_layer=2, n_head=6, vocab_size=VOCAB, **NO_TOKENS),
     "mpt": MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=VOCAB, **NO_TOKENS),
+    "rwkv": RwkvConfig(hidden_size=24, attention_hidden_size=24, num_hidden_layers=3, rescale_every=1, vocab_size=VOCAB,
+                       **NO_TOKENS),
+    "openai-gpt": OpenAIGPTConfig(n_embd=24, n_layer=2, n_head=4, n_positions=64, vocab_size=VOCAB, **NO_TOKENS),
 }  # fmt: skip
 CUT = [{"enter": 0, "exit": 1, "blocks": [0, 1]}, {"enter": 1, "exit": 3, "blocks": [1, 4]}]
 FUSIONS: dict[str, tuple[str, list[Any]]] = {
     "a llama with two hybrids": ("llama", [{"model": "qwen3_next", "cut": CUT}, "lfm2"]),
     "biases with a scan": ("bloom", ["mpt", "mamba"]),
+    "models that read all again": ("llama", ["rwkv", "openai-gpt"]),
 }
 WITH_GAPS = {"type": "topk", "topk": {"window": 1, "catch_up": 2}}
 IDS = tokens(3, 14, seed=41)
