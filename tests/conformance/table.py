@@ -28,8 +28,8 @@ the file is written by that command. `mango architectures` prints the same.
   changed nothing: causal language models with a llama, masked ones with a BERT, encoder-decoder models with a BART,
   image classifiers with a ViT. A trunk is cut into spans of two blocks; where that cannot be and one span of all its
   blocks can, the reason says so. Experts end in the trunk's head (`edges: trunk`) where heads tell other numbers of
-  tokens apart than embeddings have rows, as Moshi's does. Models that read images were the trunk of a llama, and an image was among their
-  tokens.
+  tokens apart than embeddings have rows, as Moshi's does. Models that read images were the trunk of a llama, and an
+  image was among their tokens.
 - **cached decode**: so fused, decoding with a cache equals decoding without, softly and hard routed.
 
 {summary}
