@@ -19,10 +19,10 @@ from tests.conformance.checks import build, check, one_line
 
 FUSED = (
     "bloom", "falcon_h1", "gemma4_text", "gpt2", "jamba", "lfm2", "llama", "llava", "llava_next", "m2m_100", "mamba2",
-    "marian", "mixtral", "mpt", "olmoe", "opt", "qwen3", "qwen3_next", "switch_transformers",
+    "marian", "mixtral", "mpt", "olmoe", "opt", "qwen3", "qwen3_next", "switch_transformers", "t5gemma2",
 )  # fmt: skip
-MASKED = ("albert", "deberta-v2", "ibert", "longformer", "luke")
-REFUSED = ("cpmant", "gemma3n_text", "trocr")
+MASKED = ("albert", "deberta-v2", "flaubert", "ibert", "longformer", "luke")
+REFUSED = ("cpmant", "gemma3n_text", "trocr", "xlnet")
 CHECKED = (
     "albert", "bart", "beit", "bert", "bloom", "clip", "convnext", "deberta-v2", "dinov2", "distilbert", "electra",
     "falcon", "gemma2", "gpt_neox", "hubert", "led", "llava", "mamba", "mistral", "modernbert", "mpnet", "phi",
