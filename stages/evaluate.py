@@ -95,6 +95,8 @@ def headline_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
             figures[f"{system['name']}.pure_mean"] = float(system["pure_mean"])
     for text, found in evaluation.get("budget", {}).items():
         figures |= {f"budget.{text}.dominates_{kind}": float(on) for kind, on in found["dominates"].items()}
+    for one in (evaluation.get("images") or {"systems": []})["systems"]:
+        figures |= {f"{one['system']}.images.{which}": float(one[which]) for which in ("own_image", "other_image")}
     return figures | task_metrics(evaluation)
 
 

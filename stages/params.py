@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from mango.architectures.tasks import IMAGE_TEXT
 from mango.blocks import ExtractParams
 from mango.checkpoints import ModelSource
 from mango.config import Frozen, Loaded, Problem, load, near, refuse
@@ -56,6 +57,7 @@ class Params(Frozen):
                 *_router_problems(self),
                 *_metric_problems(self),
                 *_task_problems(self),
+                *_image_problems(self),
             ]
         )
         return self
@@ -96,6 +98,12 @@ def _task_problems(params: Params) -> Iterator[Problem]:
     if params.evaluate.lm_eval.tasks and params.fusion.task not in TEXT_TASKS:
         message = f"tasks ask a model that writes text, and fusion.task is {params.fusion.task}: leave them out"
         yield Problem("evaluate.lm_eval.tasks", message, depends=("fusion.task",))
+
+
+def _image_problems(params: Params) -> Iterator[Problem]:
+    if params.corpus.images.path is not None and params.fusion.task != IMAGE_TEXT:
+        message = f"images are for a model that reads them, and fusion.task is {params.fusion.task}: leave them out"
+        yield Problem("corpus.images.path", message, depends=("fusion.task",))
 
 
 def _unknown(named: Iterable[tuple[str, str]], known: Iterable[str]) -> Iterator[Problem]:

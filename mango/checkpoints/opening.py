@@ -79,6 +79,28 @@ def open_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def open_processor(folder: Path | str) -> Any:
+    """Return what turns images and text into a model's inputs, from a folder that is checked first.
+
+    Args:
+        folder: a folder with a tokenizer and a processor.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or the processor cannot be built.
+        IntegrityError: a file differs from its hash.
+        UnsafeFileError: a file holds more than any real tokenizer, or chooses code.
+    """
+    open_tokenizer(folder)
+    from transformers import AutoProcessor
+
+    opener: Any = AutoProcessor
+    try:
+        return opener.from_pretrained(folder, **_CLOSED)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: holds no processor of images and text that can be opened: {first}") from error
+
+
 def open_model(
     folder: Path | str, *, dtype: torch.dtype | str = "auto", finite: bool = False, task: str = "causal-lm"
 ) -> PreTrainedModel:

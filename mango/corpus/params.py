@@ -9,6 +9,21 @@ from pydantic import Field, model_validator
 from mango.config import Frozen, Problem, refuse
 
 
+class ImagePairParams(Frozen):
+    """Pairs of image and text on which a model that reads images is evaluated.
+
+    Args:
+        path: folder with the images and an index, ``metadata.jsonl`` or ``metadata.csv``, with the columns
+            ``file_name`` and ``text``; none without.
+        prompt: what stands before each text; ``{image}`` is the image.
+        limit: pairs that are looked at, from the first.
+    """
+
+    path: Path | None = None
+    prompt: str = "{image}"
+    limit: int = Field(default=32, ge=2)
+
+
 class CorpusParams(Frozen):
     """Where the corpus is and how it is cut into sequences.
 
@@ -17,12 +32,14 @@ class CorpusParams(Frozen):
         domains: the domains to use, in this order; empty means every domain of the split, sorted by name.
         sequence_length: tokens in a sequence.
         segment_length: tokens after which text that switches domain changes to another one.
+        images: pairs of image and text, for models that read images.
     """
 
     path: Path = Path("data/corpus")
     domains: tuple[str, ...] = ()
     sequence_length: int = Field(default=256, ge=2)
     segment_length: int = Field(default=64, ge=1)
+    images: ImagePairParams = ImagePairParams()
 
     @model_validator(mode="after")
     def _agree(self) -> CorpusParams:

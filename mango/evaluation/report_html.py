@@ -11,6 +11,7 @@ from mango.evaluation.report_budget import budget_table
 from mango.evaluation.report_kept import calibration_section, retention_table, work_table
 from mango.evaluation.report_layers import layers_section
 from mango.evaluation.report_merges import merges_table
+from mango.evaluation.report_pictures import pictures_section
 from mango.evaluation.report_sample import sample_section
 from mango.evaluation.report_svg import Point, quality_against_cost
 from mango.evaluation.report_table import processed_heatmap, router_heatmap, systems_table
@@ -43,6 +44,7 @@ def render(evaluation: Evaluation) -> str:
         retention_table(evaluation),
         *(sample_section(sample, evaluation) for sample in evaluation.routing.sample if sample.tokens),
         calibration_section(evaluation),
+        pictures_section(evaluation.images),
         layers_section(evaluation.layers),
         _training(evaluation),
         _glossary(evaluation),

@@ -24,6 +24,7 @@ from mango.evaluation.head_document import head_document
 from mango.evaluation.headline import headline
 from mango.evaluation.heads import evaluate_head
 from mango.evaluation.params import EvaluateParams
+from mango.evaluation.pictures import evaluate_pictures
 from mango.evaluation.retention import retention
 from mango.evaluation.routing import positions, sample
 from mango.evaluation.speed import seconds
@@ -163,6 +164,7 @@ def evaluate_all(
         "calibration": calibrated,
         "budget": dominance(rows),
         "lm_eval": scored,
+        "images": evaluate_pictures(subjects, corpus, sources[0], device=device),
         "corpus": {
             "domains": {
                 domain: {

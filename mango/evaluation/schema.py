@@ -17,6 +17,7 @@ from mango.errors import EvaluationError
 from mango.evaluation.schema_base import Cost, Count, Loss, Name, Share, Spread, SystemKind
 from mango.evaluation.schema_base import Strict as _Strict
 from mango.evaluation.schema_budget import Dominance
+from mango.evaluation.schema_pictures import Pictures
 from mango.evaluation.schema_tasks import LmEval
 
 SCHEMA_VERSION = 1
@@ -228,6 +229,7 @@ class Evaluation(_Strict):
         {}, description="by text: quality against compute, and what the fused model's curve dominates"
     )
     lm_eval: LmEval | None = Field(None, description="tasks of the lm-evaluation-harness; null without any")
+    images: Pictures | None = Field(None, description="pairs of image and text; null where none were given")
     layers: tuple[Alignment, ...] = Field((), description="of each expert whose cuts were proposed")
     training: Training
     corpus: CorpusFacts
