@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mango.errors import ConfigError
+from mango.fusion.posterior import HeadMemory
 from mango.fusion.routers import Selection
 from mango.fusion.runs import align_right
 from mango.fusion.span_cache import SpanCache
@@ -93,11 +94,11 @@ class PositionMemory:
 class FusedCache(Cache):
     """The cache of a fused model.
 
-    With soft routing each span holds every token, padding included, as its own model would. With sparse routing a
-    span holds the tokens that it processed and no others, and so does at all times one that is packed (see
+    With soft routing each span holds every token, padding included, as its own model would. With sparse routing a span
+    holds the tokens that it processed and no others, and so does at all times one that is packed (see
     :class:`~mango.fusion.shells.Body`). Where whole rows choose, `span_rows` says which rows a span of `dense_spans`
-    holds; all without. Behind images the trunk may count its positions from another number on than that of the tokens:
-    `offsets` is the difference, ``[rows]``.
+    holds; all without. `heads` is what a posterior keeps of the tokens so far. Behind images the trunk may count its
+    positions from another number on than that of the tokens: `offsets` is the difference, ``[rows]``.
     """
 
     def __init__(self) -> None:
@@ -109,6 +110,7 @@ class FusedCache(Cache):
         self.spans: dict[tuple[int, int], SpanMemory] = {}
         self.dense_spans: dict[tuple[int, int], SpanCache] = {}
         self.span_rows: dict[tuple[int, int], Tensor] = {}
+        self.heads: HeadMemory | None = None
 
     @property
     def sparse(self) -> bool:
@@ -172,6 +174,7 @@ class FusedCache(Cache):
         self.mask = self.mask.index_select(0, rows)
         self.offsets = None if self.offsets is None else self.offsets.index_select(0, rows)
         self.positions = {p: memory.select(rows) for p, memory in self.positions.items()}
+        self.heads = None if self.heads is None else self.heads.select(rows)
         for span in self.spans.values():
             span.select(rows)
         for key, cache in self.dense_spans.items():
