@@ -87,7 +87,7 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
         position_ids = position_ids.expand(input_ids.shape[0], -1)
         step, states = self._start(selection, input_ids, mask, position_ids, cache, kwargs)
         groups = step.run(states, present)
-        hard = selection.k == 1
+        hard = selection.k == 1 and step.sparse
         if cache is not None:
             cache.mask = mask
         targets = None if labels is None else self._targets(labels, input_ids, present)

@@ -27,7 +27,7 @@ from mango.fusion import AdapterParams, FusionParams, MolPreTrainedModel, Router
 from mango.surgery.vocabulary import TransplantParams, transplant
 from mango.surgery.vocabulary.rows import Combination, Rows
 from mango.surgery.vocabulary.spelling import Speller
-from mango.surgery.vocabulary.tokens import read_vocabulary, style_of, token_form
+from mango.checkpoints.vocabulary import read_vocabulary, style_of, token_form
 from mango.tensors.pursuit import matching_pursuit
 from tests.surgery.conftest import TINY, MakeModel, load, logits_of, random_model
 

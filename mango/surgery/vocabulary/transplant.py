@@ -27,7 +27,7 @@ from mango.surgery.vocabulary.approximation import by_pursuit, by_spelling
 from mango.surgery.vocabulary.matching import Matches, match
 from mango.surgery.vocabulary.params import TransplantParams
 from mango.surgery.vocabulary.rows import Combination, Rows
-from mango.surgery.vocabulary.tokens import Vocabulary, read_vocabulary
+from mango.checkpoints.vocabulary import Vocabulary, read_vocabulary
 from mango.tensors import torch_dtype
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
