@@ -28,14 +28,14 @@ COMPOSITES = ("german_in_python", "licences_in_novels", "maths_in_german")
 ORDER = (*CORE, "wikipedia", "c", "perl", "manpages", "french", "spanish", "polish", "russian", "turkish", "hungarian",
          "finnish")  # fmt: skip
 BUDGETS = (0.7, 0.9, 0.97, 0.995)
-STICKINESS = (1.0, 2.0, 4.0)
+STICKINESS = (1.0, 2.0, 4.0, 8.0)
 HARD_STICKINESS = 4.0
 """That of the recipe; the others show what it does."""
 
 
-def recipe(train: dict[str, Any] | None = None, span: int = 2, **topk: Any) -> dict[str, Any]:
+def recipe(train: dict[str, Any] | None = None, span: int = 2, **token: Any) -> dict[str, Any]:
     """Return what a recipe changes: parameters of the router and of the training, and how finely experts are cut."""
-    return {"router": {"type": "topk", "topk": topk}, "train": train or {}, "span": span}
+    return {"router": {"type": "token", "token": token}, "train": train or {}, "span": span}
 
 
 def start(sequences: int, mixture_steps: int = 0, router_learning_rate: float = 1e-2, **train: Any) -> dict[str, Any]:
@@ -48,7 +48,12 @@ SEVERAL = {"pooling": "windows", "windows": [1, 8, 32], "switch": 0.01, "hidden"
 WINDOWS = {"pooling": "windows", "windows": [8, 32, 128], "hidden": 64}
 EVIDENCE = {"window": 1, "switch": 0.01}
 SLOW = start(64, 200, 1e-3)
+BELIEVED = {**SEVERAL, "posterior": True}
 RECIPES: dict[str, dict[str, Any]] = {
+    "posterior": recipe(start(128, 400, 1e-3), span=8, **BELIEVED),
+    "posterior, 64 sequences": recipe(SLOW, span=8, **BELIEVED),
+    "posterior, 256 sequences": recipe(start(256, 800, 1e-3), span=8, **BELIEVED),
+    "posterior, spans of 4": recipe(SLOW, span=4, **BELIEVED),
     "whole": recipe(SLOW, span=8, **SEVERAL),
     "whole, 128 sequences": recipe(start(128, 400, 1e-3), span=8, **SEVERAL),
     "whole, wide": recipe(start(64, 400, 1e-3), span=8, **{**SEVERAL, "windows": [1, 4, 16, 64], "hidden": 256}),
@@ -104,11 +109,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/study.json"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--experts", type=int, nargs="*", default=[2, 8, 16], help="numbers of experts of the curve")
-    parser.add_argument("--recipe", default="whole", choices=RECIPES)
+    parser.add_argument("--recipe", default="posterior", choices=RECIPES)
     parser.add_argument(
         "--compare",
         nargs="*",
-        default=["whole, wide", "whole, 128 sequences", "spans of 4", "spans of 2"],
+        default=["posterior, 64 sequences", "posterior, 256 sequences", "posterior, spans of 4", "whole"],
         metavar="RECIPE",
     )
     parser.add_argument(

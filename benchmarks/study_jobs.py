@@ -183,7 +183,7 @@ def fused_job(args: argparse.Namespace, sizes: Sizes) -> None:
         single[name] = {t: token_losses(whole, x.input_ids, batch_size=20) for t, x in texts.items()}
     stacked = {t: torch.stack([single[n][t] for n in sources]) for t in texts}
     every = len(domains) + 1
-    hard = model.iter_routers()[0].selection
+    hard = model.iter_routers()[0].hard_selection
     systems: dict[str, Any] = {name: scores(x, texts, domains) for name, x in single.items()}
     made = {
         "ensemble, uniform": baselines.ensemble_uniform,
@@ -234,7 +234,7 @@ def more_of_main(
 ) -> None:  # fmt: skip
     """Add the budget curve, calibration, and the controls."""
     model = trained.model
-    hard = model.iter_routers()[0].selection
+    hard = model.iter_routers()[0].hard_selection
     record["budget"] = []
     kept = ("pure", "switching", "composite", "tokens")
     for mass in BUDGETS if job.seed == 0 else ():

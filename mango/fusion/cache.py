@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from mango.errors import ConfigError
 from mango.fusion.bridge.running import RowReading
+from mango.fusion.posterior import HeadMemory
 from mango.fusion.routers import Selection
 from mango.fusion.runs import align_right
 from mango.fusion.span_cache import SpanCache
@@ -94,11 +95,12 @@ class PositionMemory:
 class FusedCache(Cache):
     """The cache of a fused model.
 
-    With soft routing each span holds every token, padding included, as its own model would. With sparse routing a
-    span holds the tokens that it processed and no others, and so does at all times one that is packed (see
+    With soft routing each span holds every token, padding included, as its own model would. With sparse routing a span
+    holds the tokens that it processed and no others, and so does at all times one that is packed (see
     :class:`~mango.fusion.shells.Body`). Where whole rows choose, `span_rows` says which rows a span of `dense_spans`
-    holds; all without. Behind images the trunk may count its positions from another number on than that of the tokens:
-    `offsets` is the difference, ``[rows]``. `bridges` has what a guest with a tokenizer of its own keeps of each row.
+    holds; all without. `heads` is what a posterior keeps of the tokens so far. Behind images the trunk may count its
+    positions from another number on than that of the tokens: `offsets` is the difference, ``[rows]``. `bridges` has
+    what a guest with a tokenizer of its own keeps of each row.
     """
 
     def __init__(self) -> None:
@@ -110,6 +112,7 @@ class FusedCache(Cache):
         self.spans: dict[tuple[int, int], SpanMemory] = {}
         self.dense_spans: dict[tuple[int, int], SpanCache] = {}
         self.span_rows: dict[tuple[int, int], Tensor] = {}
+        self.heads: HeadMemory | None = None
         self.bridges: dict[int, list[RowReading]] = {}
 
     @property
@@ -174,6 +177,7 @@ class FusedCache(Cache):
         self.mask = self.mask.index_select(0, rows)
         self.offsets = None if self.offsets is None else self.offsets.index_select(0, rows)
         self.positions = {p: memory.select(rows) for p, memory in self.positions.items()}
+        self.heads = None if self.heads is None else self.heads.select(rows)
         for span in self.spans.values():
             span.select(rows)
         self.bridges = {expert: [kept[row] for row in rows.tolist()] for expert, kept in self.bridges.items()}

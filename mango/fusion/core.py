@@ -24,11 +24,12 @@ from mango.fusion.configuration import MolConfig
 from mango.fusion.expert import FusedExpert, Shells
 from mango.fusion.output import Routing
 from mango.fusion.params import AdapterParams, RouterParams
+from mango.fusion.posterior import HeadPosterior
 from mango.fusion.registries import ROUTERS
 from mango.fusion.routers import CATCH_UP, Router, Selection
 
-TRAINED = frozenset({"routers", "inputs", "outputs"})
-"""Names of the modules that are trained; in a model of half precision too their weights are float32."""
+TRAINED = frozenset({"routers", "inputs", "outputs", "posterior"})
+"""Names of the modules that are trained or fitted; in a model of half precision too their weights are float32."""
 
 ALIGNED_BYTES = 64
 """Where torch lets its own tensors begin."""
@@ -109,6 +110,8 @@ class MolPreTrainedModel(PreTrainedModel):
             for chosen in (router.selection, router.training_selection):
                 self._check(chosen)
             self._check_router(router)
+        heads = sum(expert.own_tail for expert in experts)
+        self.posterior = HeadPosterior(heads) if heads > 1 and any(r.posterior for r in self.iter_routers()) else None
         self._override: Selection | None = None
         self._tied_weights_keys = ties
         if torch.empty(0).device.type != "meta":
@@ -117,7 +120,7 @@ class MolPreTrainedModel(PreTrainedModel):
         self.freeze_experts()
 
     def freeze_experts(self) -> None:
-        """Keep every weight of the source models as it is."""
+        """Keep every weight of the source models, and what is fitted and not trained, as it is."""
         for expert in self.experts:
             assert isinstance(expert, FusedExpert)
             for body in expert.bodies:
@@ -125,6 +128,8 @@ class MolPreTrainedModel(PreTrainedModel):
             for part in (expert.tail, expert.encoder):
                 if part is not None:
                     part.requires_grad_(False)
+        if self.posterior is not None:
+            self.posterior.requires_grad_(False)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -14,6 +14,9 @@ from mango.fusion.shells import Tail
 IGNORED = -100
 """Label of tokens that do not count."""
 
+CHUNK = 1024
+"""Tokens at a time whose logits are looked at and not kept."""
+
 
 @dataclass(frozen=True)
 class Contribution:
@@ -41,19 +44,40 @@ class Group:
         mass: share of each token, ``[rows, length]``.
         states: ``[rows, length, width]``.
         sparse: whether the head runs on tokens that have a share alone.
+        said: what the head says of each token, ``[tokens, vocabulary]``, where it has run already.
+        next_losses: losses of the tokens that follow, float32 ``[rows, length]``, where they are known already.
     """
 
     tail: Tail
     mass: Tensor
     states: Tensor
     sparse: bool = False
+    said: Tensor | None = None
+    next_losses: Tensor | None = None
 
     def last(self, number: int) -> Group:
         """Return the group of the last `number` tokens of each row."""
-        return replace(self, mass=self.mass[:, -number:], states=self.states[:, -number:])
+        if number == self.mass.shape[1]:
+            return self
+        return replace(self, mass=self.mass[:, -number:], states=self.states[:, -number:], said=None, next_losses=None)
+
+    def select(self, rows: Tensor) -> Group:
+        """Return the group of the rows at these indices, in that order, without what has been asked of its head."""
+        mass, states = self.mass.index_select(0, rows), self.states.index_select(0, rows)
+        return replace(self, mass=mass, states=states, said=None, next_losses=None)
+
+    def losses(self, following: Tensor) -> Tensor:
+        """Return what the head loses on the token that follows each, float32 ``[rows, length]``, without a gradient.
+
+        Args:
+            following: these tokens, ``[rows, length]``.
+        """
+        return losses_under(self.tail, self.states, following)
 
     def logits(self) -> Tensor:
         """Return what the head says of each token, ``[tokens, vocabulary]``; zero where it does not run."""
+        if self.said is not None:
+            return self.said
         states = self.states.flatten(0, 1)
         mass = self.mass.flatten()
         tokens = (mass > 0).nonzero().squeeze(1) if self.sparse else None
@@ -173,7 +197,8 @@ def mix_losses(groups: Sequence[Group], targets: Tensor, *, hard: bool) -> Tenso
 
     Args:
         groups: what ends in each head.
-        targets: the token that each place predicts, ``[rows, length]``; -100 where none is wanted.
+        targets: the token that each place predicts, ``[rows, length]``; -100 where none is wanted. Groups whose
+            `next_losses` are known are not asked again.
         hard: whether each token has exactly one group.
 
     Returns:
@@ -184,10 +209,28 @@ def mix_losses(groups: Sequence[Group], targets: Tensor, *, hard: bool) -> Tenso
         return _cross_entropy(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
     parts: list[Tensor] = []
     for group in _with_a_share(groups):
-        losses = _cross_entropy(group.logits(), targets.flatten()).view(targets.shape)
+        losses = group.next_losses
+        if losses is None:
+            losses = _cross_entropy(group.logits(), targets.flatten()).view(targets.shape)
         parts.append(group.mass.float().clamp(min=torch.finfo(torch.float32).tiny).log() - losses)
     mixed = -torch.logsumexp(torch.stack(parts), 0)
     return mixed.masked_fill(targets == IGNORED, 0.0)
+
+
+def losses_under(tail: Tail, states: Tensor, following: Tensor) -> Tensor:
+    """Return what a head loses on the tokens that follow, in nats, without a gradient and in little memory.
+
+    Args:
+        tail: final norm and head.
+        states: ``[rows, length, width]``.
+        following: the token that follows each, ``[rows, length]``.
+
+    Returns:
+        float32 ``[rows, length]``.
+    """
+    with torch.no_grad():
+        parts = zip(states.flatten(0, 1).split(CHUNK), following.flatten().split(CHUNK), strict=True)
+        return torch.cat([_cross_entropy(tail(some), ids) for some, ids in parts]).view(following.shape)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

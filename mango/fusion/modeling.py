@@ -16,6 +16,7 @@ from mango.fusion.expert import Shells
 from mango.fusion.generation import FusedGeneration
 from mango.fusion.mixing import IGNORED, mix_logits, mix_losses
 from mango.fusion.output import MolOutput, Routing
+from mango.fusion.posterior import Wanted
 from mango.fusion.routers import Selection
 from mango.fusion.shells import Body, Tail
 from mango.fusion.step import Step
@@ -88,9 +89,20 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
         step, states = self._start(selection, input_ids, mask, position_ids, cache, kwargs)
         groups = step.run(states, present)
         hard = selection.k == 1 and step.sparse
+        targets = None if labels is None else self._targets(labels, input_ids, present)
+        keep = logits_to_keep or input_ids.shape[1]
+        if self.posterior is not None and selection.k is None and not self.training:
+            before = None if cache is None else cache.heads
+            wanted: Wanted = "logits" if keep == input_ids.shape[1] else "none"
+            if losses_only and targets is not None:
+                same = (targets == input_ids) | (targets == IGNORED)
+                wanted = "losses" if bool(same.all()) else "none"
+            counted = self._targets(input_ids, input_ids, present) != IGNORED
+            groups, heads = self.posterior.weigh(groups, input_ids, present, counted, before, wanted)
+            if cache is not None:
+                cache.heads = heads
         if cache is not None:
             cache.mask = mask
-        targets = None if labels is None else self._targets(labels, input_ids, present)
         routing, counts = tuple(step.routing), step.counts(input_ids.device)
         if losses_only:
             if targets is None:
@@ -98,7 +110,6 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
             losses = mix_losses(groups, torch.nn.functional.pad(targets[:, 1:], (0, 1), value=IGNORED), hard=hard)
             total = losses.sum() / kwargs.get("num_items_in_batch", (targets[:, 1:] != IGNORED).sum())
             return MolOutput(total, None, cache, routing, counts, losses[:, :-1])
-        keep = logits_to_keep or input_ids.shape[1]
         logits = mix_logits([group.last(keep) for group in groups], hard=hard)
         loss = None
         if targets is not None:
@@ -121,6 +132,28 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
         step, states = self._start(self._selection(), input_ids, mask, position_ids, None, {})
         step.run(states, mask, until=position)
         return step.routing[-1]
+
+    @torch.no_grad()
+    def heads_at(self, input_ids: Tensor, *, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return what the routers give each head, softly, and what each loses on the tokens that follow.
+
+        Args:
+            input_ids: token ids, ``[rows, length]``, none of them padding.
+            batch_size: rows a forward pass.
+
+        Returns:
+            Shares, and losses in nats, float32 ``[rows, length, heads]`` each; those of the last token mean nothing.
+        """
+        shares, losses = [], []
+        for ids in input_ids.to(self.device).split(batch_size):
+            mask = torch.ones_like(ids, dtype=torch.bool)
+            position_ids = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            step, states = self._start(Selection(), ids, mask, position_ids, None, {})
+            groups = step.run(states, mask)
+            following = torch.nn.functional.pad(ids[:, 1:], (0, 1))
+            shares.append(torch.stack([group.mass.float() for group in groups], -1))
+            losses.append(torch.stack([group.losses(following) for group in groups], -1))
+        return torch.cat(shares), torch.cat(losses)
 
     def _start(
         self,

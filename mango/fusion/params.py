@@ -189,6 +189,9 @@ class TokenParams(HeadParams):
             training. Without, the pool of the token is all that counts.
         stickiness: where one expert is chosen, nats by which another must be more probable than that of the token
             before.
+        posterior: where all experts read every token and end in heads of their own, also weigh these by how probable
+            each found the tokens so far. It counts in soft use alone: a hard choice knows the predictions of the chosen
+            expert only.
     """
 
     pooling: Literal["window", "prompt", "segment", "windows"] = "window"
@@ -196,6 +199,7 @@ class TokenParams(HeadParams):
     windows: tuple[int, ...] = (4, 32, 128)
     switch: float | None = Field(default=None, gt=0, lt=1)
     stickiness: float = Field(default=0.0, ge=0)
+    posterior: bool = False
 
     @model_validator(mode="after")
     def _agree(self) -> TokenParams:
@@ -238,6 +242,9 @@ class TopKParams(TokenParams):
             )
         if self.stickiness and self.k > 1:
             problems.append(Problem("stickiness", f"a choice that sticks is one expert, but k is {self.k}", ("k",)))
+        if self.posterior:
+            text = "true, but experts that are not chosen predict nothing: use router.type token, or leave it out"
+            problems.append(Problem("posterior", text))
         if self.balance_rate and self.training == "soft":
             problems.append(Problem("balance_rate", "soft training chooses nobody to balance", ("training",)))
         refuse(problems)

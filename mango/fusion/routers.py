@@ -173,6 +173,11 @@ class Router(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no pooling rule")
 
     @property
+    def posterior(self) -> bool:
+        """Whether heads are weighed by what they predicted, too."""
+        return False
+
+    @property
     def selection(self) -> Selection:
         """How tokens choose when the model is used."""
         return Selection()
@@ -337,6 +342,11 @@ class TokenRouter(Router):
         if self.params.pooling == "windows":
             return Pool("windows", max(self.params.windows), self.params.windows)
         return Pool(self.params.pooling, self.params.window)
+
+    @property
+    def posterior(self) -> bool:
+        """As ``posterior`` says."""
+        return self.params.posterior
 
     @property
     def hard_selection(self) -> Selection:

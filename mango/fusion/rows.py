@@ -41,11 +41,17 @@ def check_row_router(router: Router, name: str, task: str, *, once: bool) -> Non
             f"router.{name}.pooling: {kind!r} pools what stands before a token, and in a model for {task} tokens see "
             f"all of their row. Known there: {', '.join(ROW_POOLS)}"
         )
-    for option, given in (("switch", router.switch is not None), ("stickiness", router.hard_selection.stickiness)):
+    chosen, predicted = "what was chosen for the token before", "what was predicted of the tokens before"
+    remembering = (
+        ("switch", router.switch is not None, chosen),
+        ("stickiness", bool(router.hard_selection.stickiness), chosen),
+        ("posterior", router.posterior, predicted),
+    )
+    for option, given, what in remembering:
         if given:
             raise ConfigError(
-                f"router.{name}.{option}: it goes on from what was chosen for the token before, and a model for {task} "
-                "chooses among experts once a row, whose tokens all see each other; leave it out"
+                f"router.{name}.{option}: it goes on from {what}, and a model for {task} chooses among experts once a "
+                "row, whose tokens all see each other; leave it out"
             )
     if once and router.selection.k is None and kind != "prompt":
         raise ConfigError(

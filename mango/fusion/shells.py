@@ -292,7 +292,7 @@ class Body(GradientCheckpointingLayer):
             arguments[name] = cache
         if name == "cache_params":  # a model of states alone is told of new tokens only
             arguments["attention_mask"] = attention_mask[:, -new:]
-        self._incoming = incoming
+        self._incoming = None if incoming is None else incoming.contiguous()  # blocks view what their model made
         self._key_positions = self.positions(position_ids if cache is None else cache.key_positions(position_ids))
         try:
             out = self.base(**arguments, use_cache=cache is not None)

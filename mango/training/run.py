@@ -46,6 +46,7 @@ from mango.training.data import TokenDataset, mixture
 from mango.training.fitting import Trained, fit, resume_or_start
 from mango.training.heads import HeadData, prepare_head, train_head
 from mango.training.params import TrainParams
+from mango.training.posterior_start import start_posterior
 from mango.training.starts import (
     StartReport,
     entering_losses,
@@ -276,6 +277,7 @@ def train_one(
         if targets is not None:
             ids = data.calibration.input_ids
             report.routers = start_routers(model, ids, targets, params, batch_size=batch_size, losses=mixed)
+            report.posterior = start_posterior(model, ids, batch_size=batch_size)
 
     checkpoint, starts = resume_or_start(folder, what, fingerprint, start)
     return fit(

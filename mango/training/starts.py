@@ -30,10 +30,12 @@ class StartReport:
         adapters: R squared of each start in closed form, or after feature matching, by ``expert/span/in`` or
             ``.../out``.
         routers: for each position, the share of calibration tokens whose best expert the router finds.
+        posterior: nats a token by which weighing heads by their predictions lowers the loss of calibration text.
     """
 
     adapters: dict[str, float] = field(default_factory=dict)
     routers: dict[str, float] = field(default_factory=dict)
+    posterior: float | None = None
 
 
 def start_adapters(
@@ -266,6 +268,7 @@ def fit_router(
     """
     named = [(n, p) for n, p in router.named_parameters() if not n.startswith(("temperature.", "balance."))]
     temperature = router.temperature().detach()
+    rate = params.router_learning_rate
     length = targets.shape[1]
 
     def turn(step: int, size: int) -> Tensor:
@@ -288,12 +291,12 @@ def fit_router(
         log_probs, _ = router.log_probs(pooled[rows])
         return -torch.logsumexp(log_probs[:, :-1] - losses[rows], -1).mean()
 
-    _minimise([p for n, p in named if not n.startswith("switch.")], each_token, params.router_steps, params)
+    minimise([p for n, p in named if not n.startswith("switch.")], each_token, params.router_steps, rate)
     if router.switch is not None:
         _weaken(router, lambda: after_all_before(0))
-        _minimise([p for _, p in named], after_all_before, max(1, params.router_steps // 2), params)
+        minimise([p for _, p in named], after_all_before, max(1, params.router_steps // 2), rate)
     if losses is not None:
-        _minimise([p for _, p in named], of_mixture, params.mixture_steps, params)
+        minimise([p for _, p in named], of_mixture, params.mixture_steps, rate)
     with torch.no_grad():
         right = [
             router.log_probs(some)[0].argmax(-1) == best
@@ -316,8 +319,16 @@ def _weaken(router: Router, loss: Callable[[], Tensor]) -> None:
         parameter.copy_(start[name] * best)
 
 
-def _minimise(weights: list[Tensor], loss: Callable[[int], Tensor], steps: int, params: StartParams) -> None:
-    optimizer = torch.optim.AdamW(weights, lr=params.router_learning_rate, weight_decay=0.01)
+def minimise(weights: list[Tensor], loss: Callable[[int], Tensor], steps: int, learning_rate: float) -> None:
+    """Lower a loss by AdamW with a learning rate that falls along a cosine.
+
+    Args:
+        weights: what changes.
+        loss: the loss of a step, by its number.
+        steps: how many.
+        learning_rate: of the first step.
+    """
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad():
         for step in range(steps):

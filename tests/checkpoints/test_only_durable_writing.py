@@ -31,7 +31,6 @@ ALLOWED = {
     "mango/checkpoints/conversion.py:convert": NEW_FOLDER,
     "mango/checkpoints/pickles.py:_read": NEW_FOLDER,
     "mango/evaluation/speed.py:__post_init__": "a switch of the kernel's, no file",
-    "mango/merging/candidates.py:__init__": "steps of a search: a torn line does not count",
     "mango/merging/candidates.py:add": "steps of a search: a torn line does not count",
     "mango/merging/measuring.py:run": "what is measured of a model: known by its hash, written when it is whole",
     "mango/merging/journal.py:__init__": "progress of a merge: who reads it checks the hash of what it speaks of",

@@ -17,6 +17,8 @@ from transformers import (
     OPTConfig,
     PretrainedConfig,
     RecurrentGemmaConfig,
+    TrOCRConfig,
+    XLNetConfig,
 )
 
 from mango.blocks import BlockStore, extract
@@ -142,19 +144,20 @@ def test_vocabularies_of_other_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (OpenAIGPTConfig(n_embd=32, n_layer=2, n_head=4, **NAMES), "OpenAIGPTModel takes no past_key_values"),
+        (
+            TrOCRConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, **NAMES),
+            "TrOCRDecoder takes no position_ids and places tokens by counting them",
+        ),
         (
             FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, **NAMES),
             "FalconModel does not place tokens where position_ids say, and its blocks tell the order of tokens apart",
         ),
         (
-            RecurrentGemmaConfig(
-                hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, lru_width=32, **NAMES
-            ),
-            r"keeps a state in layers\.0\..* and not in its cache",
+            XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=48, **NAMES),
+            "in XLNetModel a token sees those behind it",
         ),
     ],
-    ids=["no cache", "positions ignored", "a state beside the cache"],
+    ids=["positions counted", "positions ignored", "looks ahead"],
 )
 def test_architectures_that_cannot_be_fused(tmp_path: Path, config: PretrainedConfig, reason: str) -> None:
     store = stored(tmp_path, {"base": config})
@@ -169,8 +172,12 @@ def test_architectures_that_cannot_be_fused(tmp_path: Path, config: PretrainedCo
             hidden_size=32, num_hidden_layers=3, ffn_dim=48, num_attention_heads=4, word_embed_proj_dim=16, **NAMES
         ),
         GraniteConfig(**GROUPED, embedding_multiplier=3.0, logits_scaling=2.0),
+        OpenAIGPTConfig(n_embd=32, n_layer=2, n_head=4, **NAMES),
+        RecurrentGemmaConfig(
+            hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, lru_width=32, **NAMES
+        ),
     ],
-    ids=["projections around the blocks", "scaled embedding and logits"],
+    ids=["projections around the blocks", "scaled embedding and logits", "no cache", "a state beside the cache"],
 )
 def test_architectures_with_more_around_their_blocks_are_fused_truly(tmp_path: Path, config: PretrainedConfig) -> None:
     """Building compares every part with its source, so that it succeeds means that they agree."""

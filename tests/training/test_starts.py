@@ -20,6 +20,7 @@ from mango.tensors import RidgeFit
 from mango.training import StartParams, prepare, routing_targets, source_losses, start_adapters, start_routers
 from mango.training.calibration import best_expert, recorded_states
 from mango.training.data import mixture
+from mango.training.posterior_start import start_posterior
 from mango.training.starts import entering_losses, fit_router
 from tests.reference import training as reference
 from tests.training.toys import LENGTH, build, make_job, make_tokenizer
@@ -258,3 +259,20 @@ def test_calibration_text_is_read_in_batches_of_its_own(
         job = make_job(toy_corpus, {"start": {"sequences": 1, "batch_size": size}})
         prepare(job, toy_store, make_tokenizer(), "cpu")
         assert sizes.pop() == wanted
+
+
+def test_predictions_are_trusted_as_far_as_they_lower_the_loss(toy_store: BlockStore, toy_corpus: Path) -> None:
+    router = {"type": "token", "token": {"window": 2, "switch": 0.05, "posterior": True}}
+    job = make_job(toy_corpus, router=router)
+    model = build(job, toy_store)
+    data = prepare(job, toy_store, make_tokenizer(), "cpu")
+    ids = data.calibration.input_ids
+    plain = float(token_losses(model.train(), ids, batch_size=4).mean())
+    untold = float(token_losses(model.train(False), ids, batch_size=4).mean())
+    gained = start_posterior(model, ids, batch_size=4)
+    fitted = float(token_losses(model, ids, batch_size=4).mean())
+    assert gained is not None
+    assert gained == pytest.approx(plain - fitted, abs=1e-4)  # all of this text was read
+    assert fitted < min(plain, untold) - 1e-3
+    assert not any(parameter.requires_grad for parameter in model.posterior.parameters())
+    assert start_posterior(build(make_job(toy_corpus), toy_store), ids, batch_size=4) is None

@@ -44,20 +44,41 @@ class BridgedGroup(Group):
         for row, places in zip(real.tolist(), reading.places, strict=True):
             following = iter(places)
             columns.append(tuple(next(following) if is_real else None for is_real in row))
-        return cls(group.tail, group.mass, group.states, False, bridge, host, reading.states, tuple(columns))
+        return cls(
+            group.tail,
+            group.mass,
+            group.states,
+            bridge=bridge,
+            host=host,
+            nodes=reading.states,
+            places=tuple(columns),
+        )
 
     def last(self, number: int) -> BridgedGroup:
         """Return the group of the last `number` tokens of each row."""
-        return replace(
-            self,
-            mass=self.mass[:, -number:],
-            states=self.states[:, -number:],
-            host=self.host.last(number),
-            places=tuple(row[-number:] for row in self.places),
-        )
+        if number == self.mass.shape[1]:
+            return self
+        last = super().last(number)
+        assert isinstance(last, BridgedGroup)
+        return replace(last, host=self.host.last(number), places=tuple(row[-number:] for row in self.places))
+
+    def select(self, rows: Tensor) -> BridgedGroup:
+        """Return the group of the rows at these indices, in that order."""
+        some = super().select(rows)
+        assert isinstance(some, BridgedGroup)
+        places = tuple(self.places[row] for row in rows.tolist())
+        return replace(some, host=self.host.select(rows), places=places)
+
+    def losses(self, following: Tensor) -> Tensor:
+        """Return what the guest loses on the token that follows each, told in the trunk's tokens."""
+        with torch.no_grad():
+            told = self.logits().gather(1, following.flatten().unsqueeze(1))
+        return -told.view(following.shape)
 
     def logits(self) -> Tensor:
         """Return log-probabilities of the trunk's tokens, float32 ``[tokens, vocabulary]``; alike for padding."""
+        if self.said is not None:
+            return self.said
         trunk = self.host.logits()
         rows = trunk.view(len(self.places), -1, trunk.shape[-1])
         return torch.cat([self._of_row(row, places) for row, places in zip(rows, self.places, strict=True)])
