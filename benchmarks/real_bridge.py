@@ -1,7 +1,7 @@
 """Part of real_models.py: SmolLM2-135M with Gemma-3-270M and Qwen2.5-Coder-0.5B, whole, each with its own tokenizer.
 
-Guests join across bridges (``edges: bridge``). Routers, and how far heads are weighed by what they predicted, are fitted
-on calibration text of the train split and measured on the test split, for several draws of both.
+Guests join across bridges (``edges: bridge``). Routers, and how far heads are weighed by what they predicted, are
+fitted on calibration text of the train split and measured on the test split, for several draws of both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from mango.checkpoints import ModelSource, copy_tokenizer, open_tokenizer
 from mango.corpus import CorpusParams, Sequences, concatenate, pack, token_losses
 from mango.evaluation.baselines import by_prompt, oracle_sequence
 from mango.fusion import AdapterParams, FusionParams, MolForCausalLM, RouterParams, build_fused
+from mango.fusion.bridge import module
 from mango.training import Job, TrainParams, prepare, self_stitch, train_one
 
 Row = dict[str, Any]
@@ -97,6 +99,17 @@ def mixed(weights: Tensor, lost: Tensor) -> Tensor:
     return -torch.logsumexp(weights - lost, -1)
 
 
+@contextmanager
+def without_steps_back() -> Iterator[None]:
+    """Let a guest's next token begin at the end of the text alone."""
+    kept = module.STEPS_BACK
+    module.STEPS_BACK = 0
+    try:
+        yield
+    finally:
+        module.STEPS_BACK = kept
+
+
 def fixed_weights(lost: Tensor) -> Tensor:
     """Return the log-weights, the same for every token, that lower the mixture's loss on calibration text most."""
     logits = torch.zeros(lost.shape[-1], requires_grad=True)
@@ -131,7 +144,7 @@ def of_seed(
     model.eval()
     seconds = time.monotonic() - start
     texts = pack(job.corpus, "test", tokenizer, max_sequences_per_domain=args.sequences, seed=seed)
-    _, _, calibration = heads_of(model, data.calibration.input_ids, args)
+    _, _, calibration = heads_of(model, data.calibration.input_ids[::4], args)  # two numbers do not want more
     fixed = fixed_weights(calibration)
     found: dict[str, Losses] = {}
 
@@ -156,6 +169,12 @@ def of_seed(
         add("by_prompt_bridged", domain, by_prompt(each, prompt))
         add("oracle_bridged", domain, oracle_sequence(each))
         shares[domain] = dict(zip(("trunk", *GUESTS), weights.exp().mean((0, 1)).tolist(), strict=True))
+    if seed == args.bridge_seeds[0]:
+        with without_steps_back():
+            for domain, text in texts.items():
+                _, _, lost = heads_of(model, text.input_ids, args)
+                for place, guest in enumerate(GUESTS, 1):
+                    add(f"{guest}_no_steps_back", domain, lost[..., place])
     for guest in GUESTS:
         found[guest] = alone(guest, texts)
     for domain in domains:
@@ -219,7 +238,8 @@ def bridged(
         seeds.append({"built": built, "measured": compared(found, some)})
         losses.append(found)
         texts.append(some)
-        every = {name: {d: torch.cat([one[name][d] for one in losses]) for d in domains} for name in losses[0]}
+        names = [name for name in losses[0] if all(name in one for one in losses)]
+        every = {name: {d: torch.cat([one[name][d] for one in losses]) for d in domains} for name in names}
         joined = {d: _joined([one[d] for one in texts]) for d in domains}
         result = {"seeds": seeds, "measured": compared(every, joined)}
         console.note(json.dumps({"built": built, "systems": result["measured"]["systems"]}, indent=1))

@@ -97,6 +97,10 @@ class FusionParams(Frozen):
     auto: AutoLayersParams = AutoLayersParams()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
+    def across_bridges(self) -> set[str]:
+        """Return the names of the models that keep their own tokenizer and edges."""
+        return {expert.model for expert in self.experts if expert.edges == "bridge"}
+
 
 class LinearParams(Frozen):
     """A linear adapter: identity plus low rank at equal width, a full matrix otherwise.

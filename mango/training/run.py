@@ -108,7 +108,6 @@ class Job:
                 f"train.losses.supervision: 0, but router.{self.router.type} is trained on one expert a token, and the "
                 "loss says nothing about the others: set it above 0, or train the router softly"
             )
-
         self.check_task(self.fusion.layers)
         if self.train.losses.distill and self.fusion.task != CAUSAL:
             raise TrainingError(
@@ -208,8 +207,7 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
         switching_share=0.5,
         seed=job.seed,
     )
-    bridged = {expert.model for expert in job.fusion.experts if expert.edges == "bridge"}
-    names = [name for name in job.model_names() if name not in bridged]  # those say more through their bridge
+    names = [name for name in job.model_names() if name not in job.fusion.across_bridges()]
     losses = source_losses(
         store,
         names,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STEPS_BACK = 3
 """Tokens at the end of a text that the guest's next token may have begun before."""
-KEPT_LINKS = 512
+KEPT_LINKS = 4096
 """Beginnings of tokens whose links are kept; the same few come again and again."""
 
 
