@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,23 @@ that are drawn. The source models are the same for all seeds.
 
 DEFAULT = "default"
 BEFORE = "start16"
-"""The default before, which all rows of the last table are changes to."""
+"""An earlier default, which all rows of the last table are changes to."""
 AS_BEFORE = (
     "--set 'router.token={window: 32}' --set 'router.topk={k: 1, catch_up: 16, window: 32}' "
     "--set 'train.start={sequences: 16}' --set train.router_learning_rate=0.01"
 )
-NO_DEFAULT = """The default of params.yaml has not been measured over three seeds yet. It is the best recipe below with
-32 calibration sequences a domain instead of 64, 100 mixture steps instead of 200, and `stickiness: 2`, so that a
-processor can start it too. What measures it is
-`python benchmarks/fusion.py --seeds 0 1 2 --set evaluate.sequences=32 --set evaluate.switching_sequences=48`.
-"""
-BEST = "several"
+CHANGES = {
+    "default_plain": "heads weighed by the router alone (`router.token.posterior: false`)",
+    "default_more": "64 calibration sequences a domain and 200 mixture steps, instead of 32 and 100",
+    "default_whole": "experts whole (`fusion.span: 4`)",
+}
+"""Changes to the default of today."""
 ABLATIONS = {
     "matching": "100 steps of feature matching before any loss (`train.start.matching_steps`)",
     "distill": "learning from the best source of each token (`train.losses.distill: 0.5`)",
     "evidence_start16": "a router that gathers evidence (`window: 1`, `switch: 0.01`) and is sticky (`stickiness: 4`)",
-    "several": "the best recipe: evidence from windows of 1, 8 and 32 states, a hidden layer, 64 calibration sequences "
-    "a domain, fitted to the mixture of sources",
+    "several": "evidence from windows of 1, 8 and 32 states, a hidden layer, 64 calibration sequences a domain, "
+    "fitted to the mixture of sources",
     "whole": "the same, experts whole (`fusion.span: 4`)",
     "cut_start16": "the GPT-2 stranger cut into two spans, with ridge-started adapters",
     "cut_matching": "the same, with 100 steps of feature matching",
@@ -53,12 +53,14 @@ ABLATIONS = {
 }
 
 
-WHAT_FOLLOWS = """With the best recipe, soft routing beats the trunk that got as much training as all experts together
-by more than two standard errors on either kind of text; hard top-1 does on text that switches, and not on pure text.
+WHAT_FOLLOWS = """Soft routing beats the trunk that got as much training as all experts together by more than two
+standard errors on either kind of text; hard top-1 does on text that switches, and not on pure text."""
 
-The default of params.yaml is this recipe with less to fit. Uncut experts (`fusion.span: 4`) are better still on pure
-text and keep more of each expert; soft routing among them, which is how `token` is used, is worse on text that
-switches, and they leave adapters nothing to do."""
+WHAT_CHANGES_SAY = """A router that sees states alone is behind the posterior-weighted ensemble on pure text. With what
+the experts' predictions say (`posterior`) soft routing gains on both kinds of text; hard routing, which cannot know
+them, stays as it is. More calibration text is a little better everywhere, and takes longer to start on. Uncut experts
+are best on pure text, where they pass the oracle, and keep more of each expert; cut ones are better on text that
+switches, and only they give adapters something to do."""
 
 
 def pair(value: Sequence[float] | None, digits: int = 3) -> str:
@@ -93,6 +95,10 @@ def headline_lines(result: dict[str, Any]) -> list[str]:
         "cost_hard_switching": "tokens processed by hard top-1 on switching text, in units of one expert",
         "beats_every_static_merge": "both modes beat every static merge, on both kinds of text, for every seed",
         "beats_self_stitch": "both modes beat self-stitch, on both kinds of text, for every seed",
+        "least_kept_soft": "least share of an expert's own strength that is kept on its domain, soft",
+        "least_kept_hard": "the same, hard top-1",
+        "worst_against_best_single_soft": "by how much the worst domain exceeds the best single model there, soft",
+        "worst_against_best_single_hard": "the same, hard top-1",
     }
     out = []
     for key, text in words.items():
@@ -116,7 +122,7 @@ def data_matched(path: Path) -> list[str]:
         lines.append(f"| {name} | {pair(entry['pure_mean'])} | {pair(entry['switching'])} |")
     lines += ["", "The fused model minus that trunk, by seed (below 0: the fused model is better):", ""]
     lines += ["| fused model | steps | pure | switching |", "|---|---|---|---|"]
-    for recipe, label in ((BEST, "best recipe"), ("whole", "best recipe, experts whole")):
+    for recipe, label in ((DEFAULT, "default"), ("default_whole", "default, experts whole")):
         runs = json.loads((path.parent / f"{recipe}.json").read_text())["runs"]
         for mode in ("soft", "hard"):
             ours = [next(s for s in run["systems"] if s["name"] == f"fused_{mode}") for run in runs]
@@ -131,38 +137,41 @@ def data_matched(path: Path) -> list[str]:
     return [*lines, ""]
 
 
+def changes(folder: Path, rows: dict[str, str]) -> list[str]:
+    """Return a table of the fused model, soft and hard, with a row for each change, by the name of its file."""
+    lines = ["| change | soft, pure | hard, pure | soft, switching | hard, switching | hard cost, switching |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for name, text in rows.items():
+        systems = json.loads((folder / f"{name}.json").read_text())["summary"]["systems"]
+        soft, hard = systems["fused_soft"], systems["fused_hard"]
+        cells = [soft["pure_mean"], hard["pure_mean"], soft["switching"], hard["switching"], hard["cost_switching"]]
+        lines.append("| " + " | ".join([text, *map(pair, cells)]) + " |")
+    return lines
+
+
+def commands(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return the commands that made files."""
+    return ["Commands:", "", *(f"- {n}: `{json.loads((folder / f'{n}.json').read_text())['command']}`" for n in names)]
+
+
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     folder: Path = parser.parse_args().folder
-    lines = [INTRODUCTION]
-    for name, title in ((DEFAULT, "The default"), (BEST, "The best recipe, and every baseline")):
-        if name == DEFAULT and not (folder / f"{name}.json").is_file():
-            lines += [f"## {title}", "", NO_DEFAULT]
-            continue
-        found = json.loads((folder / f"{name}.json").read_text())
-        lines += [f"## {title}", "", f"`{found['command']}` on {found['device']}, torch {found['torch']}.", ""]
-        lines += [*headline_lines(found), "", *systems_table(found), ""]
+    found = json.loads((folder / f"{DEFAULT}.json").read_text())
+    lines = [INTRODUCTION, "## The default, and every baseline", ""]
+    lines += [f"`{found['command']}` on {found['device']}, torch {found['torch']}.", ""]
+    lines += [*headline_lines(found), "", *systems_table(found), ""]
     lines += data_matched(folder / "data_matched.json")
-    lines += ["## What a change does", ""]
-    lines += ["Changes to the default before this one: a router on the mean of the last 32 states, and 16 calibration"]
-    lines += ["sequences a domain unless a row says otherwise."]
-    lines += [f"Its commands were run then; today each needs `{AS_BEFORE}` before its own settings.", ""]
-    lines += ["| change | soft, pure | hard, pure | soft, switching | hard, switching | hard cost, switching |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for name, text in {BEFORE: "none", **ABLATIONS}.items():
-        path = folder / f"{name}.json"
-        if path.is_file():
-            systems = json.loads(path.read_text())["summary"]["systems"]
-            soft, hard = systems["fused_soft"], systems["fused_hard"]
-            cells = [soft["pure_mean"], hard["pure_mean"], soft["switching"], hard["switching"], hard["cost_switching"]]
-            lines.append("| " + " | ".join([text, *map(pair, cells)]) + " |")
-    lines += ["", "Commands:", ""]
-    for name in (BEFORE, *ABLATIONS):
-        path = folder / f"{name}.json"
-        if path.is_file():
-            lines.append(f"- {name}: `{json.loads(path.read_text())['command']}`")
+    lines += ["## What a change does", "", *changes(folder, {DEFAULT: "none", **CHANGES}), ""]
+    lines += [WHAT_CHANGES_SAY, "", *commands(folder, CHANGES), "", "## What changes did before", ""]
+    lines += [
+        "Changes to an earlier default: a router on the mean of the last 32 states, and 16 calibration sequences a"
+    ]
+    lines += ["domain unless a row says otherwise. The commands were run then; today each needs"]
+    lines += [f"`{AS_BEFORE}`", "before its own settings.", ""]
+    lines += [*changes(folder, {BEFORE: "none", **ABLATIONS}), "", *commands(folder, {BEFORE: "", **ABLATIONS})]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 

@@ -113,7 +113,9 @@ def layer_makers(config: PretrainedConfig, num_blocks: int, start: int, stop: in
         stop: the block after its last.
     """
     text = config.get_text_config(decoder=True)
-    kinds, arguments = get_layer_types_and_kwargs(text)
+    kinds, given = get_layer_types_and_kwargs(text)
+    # In older releases (transformers 5.17) one mapping holds the arguments of all layers.
+    arguments: list[dict[str, Any]] = [given] * len(kinds) if isinstance(given, dict) else given
     if len(kinds) < num_blocks or len(kinds) % num_blocks:
         return [DynamicLayer] * (stop - start), start
     each = len(kinds) // num_blocks

@@ -23,7 +23,7 @@ from transformers import (
 from mango.blocks import BlockStore, extract
 from mango.checkpoints import ModelSource
 from mango.errors import ConfigError
-from mango.fusion import FusedCache, MolForCausalLM
+from mango.fusion import FusedCache, MolForCausalLM, span_cache
 from mango.fusion.span_memory import SpanMemory
 from tests.blocks.families import GROUPED, NO_TOKENS, VOCAB, config_of, save_model
 from tests.fusion.heads import train_steps
@@ -199,3 +199,18 @@ def test_biases_are_of_true_distances(store: BlockStore, name: str) -> None:
             found.append(body(inputs, whole, part[None], cache))
             memory.store(cache, whole, torch.arange(1), 1)
     assert_close(torch.cat(found, 1)[0], wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_next", "lfm2"])
+def test_cache_layers_are_told_apart_as_older_releases_of_transformers_say_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have one mapping for all layers, where newer ones have a mapping for each."""
+    config = CONFIGS[name]
+    blocks = config.num_hidden_layers
+    wanted, _ = span_cache.layer_makers(config, blocks, 1, blocks)
+    kinds, _ = span_cache.get_layer_types_and_kwargs(config)
+    monkeypatch.setattr(span_cache, "get_layer_types_and_kwargs", lambda _: (kinds, {"number_of_states": 1}))
+    found, before = span_cache.layer_makers(config, blocks, 1, blocks)
+    assert before == 1
+    assert [type(make()) for make in found] == [type(make()) for make in wanted]
