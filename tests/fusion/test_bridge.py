@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 from torch import Tensor
 
 from mango.errors import CheckpointError
@@ -131,6 +132,33 @@ def test_up_to_each_token_it_reads_what_its_tokenizer_makes_of_the_text_so_far(r
             assert spelt[:-1] == [0, *whole]
             assert forms_of(guest).by_id[spelt[-1]] == so_far[-1:]
     assert reader.read(ids, 3) == found[3:]
+
+
+def test_a_long_text_is_tokenized_in_pieces_and_read_as_in_one(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = trunk_tokenizer()("abcde  abé 12345 ab\ncd 345 bc" * 3).input_ids
+    whole = reader.read(ids)
+    sizes: list[int] = []
+    spell = reader._spell
+
+    def spy(texts: list[bytes]) -> list[list[int]]:
+        sizes.extend(map(len, texts))
+        return spell(texts)
+
+    monkeypatch.setattr("mango.fusion.bridge.reader.PIECE", 8)
+    monkeypatch.setattr(reader, "_spell", spy)
+    assert reader.read(ids) == whole
+    assert max(sizes) < 24
+    for number in range(len(ids)):
+        assert reader.read(ids[: number + 1], number) == [whole[number]]
+
+
+def test_one_that_adds_a_space_is_given_whole_texts(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = guest_tokenizer().backend_tokenizer
+    guest.normalizer = normalizers.Prepend(" ")
+    spaced = Reader(guest, forms_of(trunk_tokenizer()), forms_of(guest_tokenizer()), {}, 0)
+    monkeypatch.setattr("mango.fusion.bridge.reader.PIECE", 4)
+    ids = trunk_tokenizer()("abcd ab cd ab").input_ids
+    assert spaced.read(ids)[-1] == [0, *guest.encode("abcd ab cd ab").ids]
 
 
 def test_it_reads_nothing_of_later_tokens(reader: Reader) -> None:

@@ -216,6 +216,12 @@ def test_half_precision_keeps_the_tokenizer(store: BlockStore, tmp_path: Path) -
     assert dict(opened.named_buffers())["experts.1.bridge.tokenizer"].dtype == torch.uint8
 
 
+@torch.no_grad()
+def test_without_weights_it_runs_as_other_models_do(store: BlockStore) -> None:
+    made = MolForCausalLM(build(store, "gpt").config)
+    assert made(input_ids=rows(*TEXTS)).logits.shape[0] == len(TEXTS)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+PIECE = 1024
+"""Bytes from which on a text is tokenized in pieces."""
+
+
 class Reader:
     """Reads rows of the trunk's tokens as the guest's.
 
     What the guest reads of a text depends on no later token: up to each token of the trunk's it is what its own
     tokenizer makes of the text so far, behind a token for the beginning. Bytes at the end that are no whole character
-    yet are spelt byte by byte.
+    yet are spelt byte by byte. Of a long text, what stands before white space some :data:`PIECE` bytes back is
+    tokenized once and for all, so that reading costs as much as the text is long and not its square.
 
     Args:
         tokenizer: the guest's.
@@ -34,6 +39,9 @@ class Reader:
         self._special = dict(special)
         self._begin = begin
         self._bytes = [guest.token_of(bytes([byte])) for byte in range(256)]
+        # One that begins each text with a space of its own, or leaves white space out, cannot be given pieces.
+        spaced = tokenizer.encode(" a", add_special_tokens=False).ids
+        self._in_pieces = b"".join(guest.by_id[token] or b"" for token in spaced) == b" a"
 
     def read(self, ids: Sequence[int], first: int = 0) -> list[list[int]]:
         """Return the guest's tokens of the text up to each token from `first` on.
@@ -49,6 +57,10 @@ class Reader:
             form = self._trunk.by_id[token] if token < len(self._trunk.by_id) else None
             if form is not None:
                 run += form
+                cut = _cut(run, len(form)) if self._in_pieces else None
+                if cut is not None:
+                    out += [done + spelt for spelt in self._spell(pending)]
+                    done, run, pending = [*done, *self._spell([run[:cut]])[0]], run[cut:], []
                 if number >= first:
                     pending.append(run)
                 continue
@@ -69,6 +81,19 @@ class Reader:
             [*one.ids, *(number for byte in text[end:] if (number := self._bytes[byte]) is not None)]
             for one, text, end in zip(encoded, texts, ends, strict=True)
         ]
+
+
+def _cut(run: bytes, new: int) -> int | None:
+    """Return the place of the first white space behind other text, :data:`PIECE` bytes in or more.
+
+    Args:
+        run: a text.
+        new: how many of its last bytes are new: there is none before them.
+    """
+    for place in range(max(PIECE, len(run) - new), len(run)):
+        if run[place : place + 1].isspace() and not run[place - 1 : place].isspace():
+            return place
+    return None
 
 
 def _unfinished(text: bytes) -> int:
