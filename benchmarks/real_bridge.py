@@ -169,7 +169,7 @@ def of_seed(
         add("by_prompt_bridged", domain, by_prompt(each, prompt))
         add("oracle_bridged", domain, oracle_sequence(each))
         shares[domain] = dict(zip(("trunk", *GUESTS), weights.exp().mean((0, 1)).tolist(), strict=True))
-    if seed == args.bridge_seeds[0]:
+    if args.no_steps_back and seed == args.bridge_seeds[0]:
         with without_steps_back():
             for domain, text in texts.items():
                 _, _, lost = heads_of(model, text.input_ids, args)

@@ -122,11 +122,12 @@ def price_of_a_bridge(entry: dict[str, Any]) -> list[str]:
     for name, label in (("gemma", "Gemma-3-270M"), ("qwen", "Qwen2.5-Coder-0.5B")):
         words = (("code", "code"), ("novels", "prose"))
         costs = ", ".join(f"{systems[f'{name}_bridged'][d][0] - systems[name][d][0]:+.3f} on {w}" for d, w in words)
-        without = ", ".join(f"{first[f'{name}_no_steps_back'][d][0] - first[name][d][0]:+.3f} on {w}" for d, w in words)
-        lines.append(
-            f"- Its bridge costs {label} {costs} (bits per byte, against its own tokens); without steps back, on the "
-            f"first draw, {without}."
-        )
+        line = f"- Its bridge costs {label} {costs} (bits per byte, against its own tokens)"
+        without = first.get(f"{name}_no_steps_back")
+        if without is not None:
+            costs = ", ".join(f"{without[d][0] - first[name][d][0]:+.3f} on {w}" for d, w in words)
+            line += f"; without steps back, on the first draw, {costs}"
+        lines.append(f"{line}.")
     mean, error = systems["fused_soft"]["minus_by_prompt_mean"]
     lines.append(f"- Fused, soft, against whole-model routing by prompt, paired: {mean:+.3f} ± {error:.3f}.")
     lines += ["", "Every draw of calibration and test text:", ""]
