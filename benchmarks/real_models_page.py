@@ -37,7 +37,24 @@ LABELS = {
     "oracle_transplanted": "oracle, the trunk's vocabulary",
     "fused_soft": "fused, soft",
     "fused_hard": "fused, hard top-1",
+    "gemma_bridged": "Gemma-3-270M, told through its bridge",
+    "qwen_bridged": "Qwen2.5-Coder-0.5B, told through its bridge",
+    "gemma_no_steps_back": "Gemma-3-270M, the same without steps back",
+    "qwen_no_steps_back": "Qwen2.5-Coder-0.5B, the same without steps back",
+    "router_alone": "fused, soft, by the router alone",
+    "uniform_bridged": "mean of all three distributions",
+    "uniform_gemma": "mean of trunk's and Gemma's",
+    "uniform_qwen": "mean of trunk's and Qwen's",
+    "fixed_bridged": "the same weights for every token, fitted on calibration text",
+    "by_prompt_bridged": "whole model by prompt, guests through their bridges",
+    "oracle_bridged": "oracle of each sequence, guests through their bridges",
+    "self_stitch": "self-stitch: the trunk in place of both guests",
 }
+BRIDGE_ORDER = (
+    "trunk", "fused_soft", "fused_hard", "router_alone", "fixed_bridged", "uniform_bridged", "uniform_gemma",
+    "uniform_qwen", "by_prompt", "oracle", "by_prompt_bridged", "oracle_bridged", "gemma", "gemma_bridged", "qwen",
+    "qwen_bridged", "self_stitch",
+)  # fmt: skip
 
 
 def pair(value: list[float], digits: int = 3) -> str:
@@ -71,6 +88,8 @@ def built(results: dict[str, Any]) -> list[str]:
 def measured(entry: dict[str, Any]) -> list[str]:
     """Return the table of what a fusion is beside trunk, guest and whole-model routing."""
     found = entry["measured"]
+    if "seeds" in entry:
+        found = {**found, "systems": {name: found["systems"][name] for name in BRIDGE_ORDER}}
     texts = ", ".join(
         f"{found['test_sequences'][d]} of {d} ({found['test_bytes'][d]:,} bytes)" for d in ("code", "novels")
     )
@@ -92,7 +111,46 @@ def measured(entry: dict[str, Any]) -> list[str]:
         )
         lines.append("| " + " | ".join(shown) + " |")
     judge = verdict if "fused_soft" in found["systems"] else price_of_a_vocabulary
-    return [*lines, "", *judge(found["systems"]), ""]
+    more = price_of_a_bridge(entry) if "seeds" in entry else []
+    return [*lines, "", *judge(found["systems"]), *more, ""]
+
+
+def price_of_a_bridge(entry: dict[str, Any]) -> list[str]:
+    """Return what telling guests in the trunk's tokens costs, every draw, and what was seen of the model itself."""
+    lines: list[str] = []
+    systems, first = entry["measured"]["systems"], entry["seeds"][0]["measured"]["systems"]
+    for name, label in (("gemma", "Gemma-3-270M"), ("qwen", "Qwen2.5-Coder-0.5B")):
+        words = (("code", "code"), ("novels", "prose"))
+        costs = ", ".join(f"{systems[f'{name}_bridged'][d][0] - systems[name][d][0]:+.3f} on {w}" for d, w in words)
+        line = f"- Its bridge costs {label} {costs} (bits per byte, against its own tokens)"
+        without = first.get(f"{name}_no_steps_back")
+        if without is not None:
+            costs = ", ".join(f"{without[d][0] - first[name][d][0]:+.3f} on {w}" for d, w in words)
+            line += f"; without steps back, on the first draw, {costs}"
+        lines.append(f"{line}.")
+    mean, error = systems["fused_soft"]["minus_by_prompt_mean"]
+    lines.append(f"- Fused, soft, against whole-model routing by prompt, paired: {mean:+.3f} ± {error:.3f}.")
+    lines += ["", "Every draw of calibration and test text:", ""]
+    lines += [
+        "| seed | fused, soft, minus trunk: code | prose | mean | weights on code (trunk, Gemma, Qwen) | on prose |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in entry["seeds"]:
+        apart, built = one["measured"]["systems"]["fused_soft"], one["built"]
+        shares = [", ".join(f"{share:.2f}" for share in built["mean_weights"][d].values()) for d in ("code", "novels")]
+        cells = [apart["minus_trunk"]["code"], apart["minus_trunk"]["novels"], apart["minus_trunk_mean"]]
+        lines.append(f"| {built['seed']} | " + " | ".join([*map(pair, cells), *shares]) + " |")
+    built = entry["seeds"][0]["built"]
+    yes = {True: "yes", False: "no"}
+    lines += [
+        "",
+        f"Saved and opened again it gives the same logits bit for bit: {yes[built['saved_equals_opened']]}. Greedy "
+        f"text with a cache is that without: {yes[built['cached_equals_uncached']]}. Of {built['tokens_of_the_trunk']} "
+        f"tokens of the trunk in two padded rows the spans processed {built['tokens_processed_by_each_span']} of their "
+        "own. Losses of the model's forward pass are those in the table within "
+        f"{built['forward_differs_from_heads_by']:.0e} nats.",
+    ]
+    return lines
 
 
 def verdict(systems: dict[str, Any]) -> list[str]:
@@ -145,5 +203,6 @@ def page(results: dict[str, Any]) -> str:
     lines += ["## Commands", ""]
     for name, entry in results.items():
         took = f"; built and trained in {entry['built']['seconds']:.0f} s" if "built" in entry else ""
-        lines.append(f"- {name}: `{entry['command']}` on {entry['device']}, torch {entry['torch']}, seed 0{took}")
+        seeds = f"seeds {', '.join(str(s['built']['seed']) for s in entry['seeds'])}" if "seeds" in entry else "seed 0"
+        lines.append(f"- {name}: `{entry['command']}` on {entry['device']}, torch {entry['torch']}, {seeds}{took}")
     return "\n".join(lines) + "\n"

@@ -201,7 +201,7 @@ def _fusion(components: ComponentMap, row: Support | None) -> Fusion:
     if sees:
         return Fusion(True, partners, (f"experts of width W: from {width} to W and back, images among the rest",), None)
     adapters = (
-        "whole, with its own edges: none",
+        "whole, with its own edges: none" + (", nor with its own tokenizer" if row.task == "causal-lm" else ""),
         f"cut, trunk of width {width}: linear or bottleneck, the identity at the start",
         f"cut, trunk of another width W: linear or bottleneck from W to {width} and back, started by ridge regression",
     )

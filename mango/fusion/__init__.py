@@ -2,6 +2,7 @@
 
 from mango.auto import register
 from mango.fusion.adapters import Adapter, BottleneckAdapter, LinearAdapter
+from mango.fusion.bridge.losses import bridged_losses
 from mango.fusion.build import build_fused
 from mango.fusion.cache import FusedCache
 from mango.fusion.configuration import MolConfig
@@ -56,6 +57,7 @@ __all__ = [
     "SpanParams",
     "TokenRouter",
     "TopKRouter",
+    "bridged_losses",
     "build_fused",
     "make_layout",
 ]

@@ -15,11 +15,13 @@ from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, MASKED, SEQ2SEQ, class
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError, IncompatibleBlocksError
 from mango.fusion.agreement import check_agreement
+from mango.fusion.bridge import make_bridge
+from mango.fusion.bridge.agreement import check_bridges
 from mango.fusion.configuration import MolConfig
 from mango.fusion.core import TRAINED, MolPreTrainedModel, source_configs
 from mango.fusion.expert import FusedExpert
 from mango.fusion.heads import HEADS
-from mango.fusion.layout import Layout, make_layout
+from mango.fusion.layout import OTHER_WAYS, Layout, make_layout
 from mango.fusion.names import canonical, true_names
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
 from mango.fusion.pruning import why_opaque
@@ -66,6 +68,13 @@ def build_fused(
     _check_tokenizers(store, fusion, names)
     layout = make_layout(fusion, maps)
     _check_cuts(layout, maps)
+    bridges = {
+        expert.source: make_bridge(
+            store.tokenizer_folder(fusion.trunk), store.tokenizer_folder(expert.source), expert.source
+        )
+        for expert in layout.experts
+        if expert.bridged
+    }
     trunk = configs[fusion.trunk]
     text = trunk.get_text_config()
     config = MolConfig(
@@ -81,6 +90,7 @@ def build_fused(
         pad_token_id=getattr(text, "pad_token_id", None),
         architectures=[head.__name__],
         task=fusion.task,
+        bridges={name: sizes.to_dict() for name, (sizes, _) in bridges.items()},
         **_of_task(fusion.task, trunk),
     )
     dtype: torch.dtype = getattr(torch, fusion.dtype)
@@ -89,6 +99,10 @@ def build_fused(
         with torch.device("meta"):
             skeleton = head(config)
         weights, computed = _weights(store, skeleton, configs, maps)
+        for number, expert in enumerate(layout.experts):
+            if expert.bridged:
+                tensors = bridges[expert.source][1]
+                weights |= {f"experts.{number}.bridge.{name}": tensor for name, tensor in tensors.items()}
         wanted = set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys)
         ours = {name for name in wanted if _is_trained(name)}
         missing = sorted(wanted - ours - set(weights) - computed)
@@ -103,6 +117,7 @@ def build_fused(
     model.freeze_experts()
     model.train(False)
     check_agreement(model, store)
+    check_bridges(model)
     _check_heads(model)
     return model
 
@@ -126,7 +141,7 @@ def _check_heads(model: MolPreTrainedModel) -> None:
     rows: dict[str, int] = {}
     for expert, fused in zip(model.layout.experts, model.experts, strict=True):
         assert isinstance(fused, FusedExpert)
-        if fused.tail is not None and fused.tail.head_path is not None:
+        if fused.bridge is None and fused.tail is not None and fused.tail.head_path is not None:
             weight = fused.tail.model.get_submodule(fused.tail.head_path).weight
             assert isinstance(weight, Tensor)
             rows[expert.name] = len(weight)
@@ -243,6 +258,13 @@ def _check_tokenizers(store: BlockStore, fusion: FusionParams, names: list[str])
     trunk = fusion.trunk
     wanted = store.model(trunk).tokenizer_sha256
     own = {trunk, *(expert.model for expert in fusion.experts if expert.edges == "own" or fusion.task != CAUSAL)}
+    # A bridge between two equal vocabularies would only cost what it loses.
+    for expert in fusion.experts:
+        if expert.edges == "bridge" and store.model(expert.model).tokenizer_sha256 == wanted:
+            raise IncompatibleBlocksError(
+                f"fusion: {expert.model!r} has the tokenizer of the trunk {trunk!r}, so it needs no bridge: set its "
+                "edges to own"
+            )
     for name in names:
         found = store.model(name).tokenizer_sha256
         if found is None and store.model(name).architecture.vocab_size:
@@ -254,7 +276,7 @@ def _check_tokenizers(store: BlockStore, fusion: FusionParams, names: list[str])
             raise IncompatibleBlocksError(
                 f"fusion: the tokenizer of {name!r} is not that of the trunk {trunk!r} "
                 f"({str(found)[:12]} and {str(wanted)[:12]}): experts must share the trunk's tokenizer"
-                + (", or take its tokens through adapters (edges: trunk)" if fusion.task == CAUSAL else "")
+                + (OTHER_WAYS if fusion.task == CAUSAL else "")
             )
 
 

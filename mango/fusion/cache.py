@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mango.errors import ConfigError
+from mango.fusion.bridge.running import RowReading
 from mango.fusion.posterior import HeadMemory
 from mango.fusion.routers import Selection
 from mango.fusion.runs import align_right
@@ -98,7 +99,8 @@ class FusedCache(Cache):
     holds the tokens that it processed and no others, and so does at all times one that is packed (see
     :class:`~mango.fusion.shells.Body`). Where whole rows choose, `span_rows` says which rows a span of `dense_spans`
     holds; all without. `heads` is what a posterior keeps of the tokens so far. Behind images the trunk may count its
-    positions from another number on than that of the tokens: `offsets` is the difference, ``[rows]``.
+    positions from another number on than that of the tokens: `offsets` is the difference, ``[rows]``. `bridges` has
+    what a guest with a tokenizer of its own keeps of each row.
     """
 
     def __init__(self) -> None:
@@ -111,6 +113,7 @@ class FusedCache(Cache):
         self.dense_spans: dict[tuple[int, int], SpanCache] = {}
         self.span_rows: dict[tuple[int, int], Tensor] = {}
         self.heads: HeadMemory | None = None
+        self.bridges: dict[int, list[RowReading]] = {}
 
     @property
     def sparse(self) -> bool:
@@ -177,6 +180,7 @@ class FusedCache(Cache):
         self.heads = None if self.heads is None else self.heads.select(rows)
         for span in self.spans.values():
             span.select(rows)
+        self.bridges = {expert: [kept[row] for row in rows.tolist()] for expert, kept in self.bridges.items()}
         for key, cache in self.dense_spans.items():
             own = rows
             if key in self.span_rows:
@@ -203,4 +207,5 @@ class FusedCache(Cache):
         """Return, for each (expert, span), the number of tokens whose keys it holds, over all rows."""
         columns = 0 if self.mask is None else int(self.mask.numel())
         held = {key: span.num_tokens() for key, span in self.spans.items()}
+        held |= {(expert, 0): sum(len(row.tokens) for row in kept) for expert, kept in self.bridges.items()}
         return dict(sorted((held | dict.fromkeys(self.dense_spans, columns)).items()))

@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from mango.architectures.tasks import CAUSAL, class_for
 from mango.checkpoints import check_configuration
 from mango.errors import CheckpointError, ConfigError
+from mango.fusion.bridge.module import BridgeSizes
 from mango.fusion.layout import Layout
 from mango.fusion.params import AdapterParams, RouterParams
 from mango.fusion.tasks import SOURCE_TASKS, task_of_source
@@ -25,6 +26,8 @@ class MolConfig(PretrainedConfig):
         vocab_size: size of the shared vocabulary.
         hidden_size: width of the trunk.
         task: what it is for, of :data:`mango.fusion.tasks.SOURCE_TASKS`.
+        bridges: sizes of the bridge to each source that keeps its own tokenizer, by name, as
+            :meth:`mango.fusion.bridge.BridgeSizes.to_dict` gives them.
         kwargs: what every configuration of ``transformers`` takes.
     """
 
@@ -46,12 +49,14 @@ class MolConfig(PretrainedConfig):
         pad_token_id: int | None = None,
         initializer_range: float = 0.02,
         task: str = CAUSAL,
+        bridges: dict[str, dict[str, int]] | None = None,
         **kwargs: Any,
     ) -> None:
         if task not in SOURCE_TASKS:
             raise ConfigError(f"config.json: task {task!r} is unknown. Known: {', '.join(SOURCE_TASKS)}")
         self.task = task
         self.sources = sources or {}
+        self.bridges = bridges or {}
         self.layout = layout or {"cuts": [0], "experts": []}
         self.router = router or RouterParams().model_dump(mode="json")
         self.adapter = adapter or AdapterParams().model_dump(mode="json")
@@ -92,6 +97,16 @@ class MolConfig(PretrainedConfig):
     def get_layout(self) -> Layout:
         """Return the cuts and experts."""
         return Layout.from_dict(self.layout)
+
+    def bridge_sizes(self, name: str) -> BridgeSizes:
+        """Return how large the tensors of the bridge to a source are.
+
+        Raises:
+            CheckpointError: there is no such bridge, or its sizes are none.
+        """
+        if not isinstance(self.bridges.get(name), dict):
+            raise CheckpointError(f"config.json: bridges has no {name!r}, which has a tokenizer of its own")
+        return BridgeSizes.from_dict(self.bridges[name])
 
     def source_task(self, config: PretrainedConfig) -> str:
         """Return what a source model is for, of :data:`mango.architectures.TASKS`.

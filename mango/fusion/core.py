@@ -76,8 +76,17 @@ class MolPreTrainedModel(PreTrainedModel):
         for number, expert in enumerate(self.layout.experts):
             source = config.source_config(expert.source)
             parts = describe(source, config.source_task(source))
+            sizes = config.bridge_sizes(expert.source) if expert.bridged else None
             fused = FusedExpert(
-                expert, source, parts, config.hidden_size, adapter_params, self.shells, anchor=number == 0, last=last
+                expert,
+                source,
+                parts,
+                config.hidden_size,
+                adapter_params,
+                self.shells,
+                anchor=number == 0,
+                last=last,
+                bridge=sizes,
             )
             experts.append(fused)
             ties |= {

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mango.architectures import ComponentMap
 from mango.fusion.adapters import Adapter
+from mango.fusion.bridge.module import Bridge, BridgeSizes
 from mango.fusion.encoder_shells import EncoderTail
 from mango.fusion.layout import Expert
 from mango.fusion.names import shared_names, true_names
@@ -74,6 +75,7 @@ class FusedExpert(nn.Module):
         shells: how parts of its source model are run.
         anchor: whether it is the anchor, which has no adapters.
         last: the last cut.
+        bridge: sizes of the bridge, where it has a tokenizer of its own.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class FusedExpert(nn.Module):
         *,
         anchor: bool,
         last: int,
+        bridge: BridgeSizes | None = None,
     ) -> None:
         super().__init__()
         self.fronts = [expert.own_edges and span.enter == 0 and span.start == 0 for span in expert.spans]
@@ -98,6 +101,7 @@ class FusedExpert(nn.Module):
             for span, front in zip(expert.spans, self.fronts, strict=True)
         )
         self.tail = shells.tail_of(config, parts) if self.own_tail else None
+        self.bridge = None if bridge is None else Bridge(bridge)
         make = ADAPTERS[adapter.type]
         chosen = adapter.chosen()
 

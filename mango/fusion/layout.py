@@ -11,6 +11,9 @@ from mango.architectures.tasks import CAUSAL
 from mango.errors import ConfigError, IncompatibleBlocksError
 from mango.fusion.params import ExpertParams, FusionParams, SpanParams
 
+OTHER_WAYS = ", take its tokens through adapters (edges: trunk), or keep their own across a bridge (edges: bridge)"
+"""What a causal model may do that does not share the trunk's tokenizer, for messages."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -24,12 +27,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert: a source model, its spans in order, and whose edges it has."""
+    """One expert: a source model, its spans in order, whose edges it has, and whether it has a tokenizer of its own."""
 
     name: str
     source: str
     own_edges: bool
     spans: tuple[Span, ...]
+    bridged: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,13 @@ class Layout:
     def from_dict(cls, value: Mapping[str, Any]) -> Layout:
         """Return the layout that :meth:`to_dict` wrote."""
         experts = tuple(
-            Expert(e["name"], e["source"], e["own_edges"], tuple(Span(**span) for span in e["spans"]))
+            Expert(
+                e["name"],
+                e["source"],
+                e["own_edges"],
+                tuple(Span(**span) for span in e["spans"]),
+                e.get("bridged", False),
+            )
             for e in value["experts"]
         )
         return cls(tuple(value["cuts"]), experts)
@@ -101,19 +111,34 @@ def make_layout(params: FusionParams, maps: Mapping[str, ComponentMap]) -> Layou
     for number, expert in enumerate(params.experts):
         where = f"fusion.experts.{number}"
         guest = maps[expert.model]
-        takes_ours = params.task == CAUSAL and expert.edges == "trunk"
+        bridged = expert.edges == "bridge"
+        _check_bridge(params, expert, where)
+        takes_ours = params.task == CAUSAL and expert.edges != "own"
         if guest.vocab_size != trunk.vocab_size and not takes_ours:
             raise IncompatibleBlocksError(
                 f"{where}: {expert.model!r} has a vocabulary of {guest.vocab_size:,} tokens, the trunk "
                 f"{params.trunk!r} one of {trunk.vocab_size:,}: experts must share the trunk's tokenizer"
-                + (", or take its tokens through adapters (edges: trunk)" if params.task == CAUSAL else "")
+                + (OTHER_WAYS if params.task == CAUSAL else "")
             )
-        experts.append(
-            Expert(
-                _name(expert, experts), expert.model, expert.edges == "own", _spans(expert, where, trunk, guest, cuts)
-            )
-        )
+        spans = (Span(0, len(cuts) - 1, 0, guest.num_blocks),) if bridged else _spans(expert, where, trunk, guest, cuts)
+        experts.append(Expert(_name(expert, experts), expert.model, expert.edges != "trunk", spans, bridged))
     return Layout(cuts, tuple(experts))
+
+
+def _check_bridge(params: FusionParams, expert: ExpertParams, where: str) -> None:
+    """Refuse to cut a guest that reads tokens of its own, or to fuse it where there is no next token."""
+    if expert.edges != "bridge":
+        return
+    if params.task != CAUSAL:
+        raise ConfigError(
+            f"{where}.edges: bridge tells what a guest says of the next token, and fusion.task is {params.task}; it is "
+            f"for {CAUSAL}"
+        )
+    if expert.cut not in ("auto", "whole"):
+        raise ConfigError(
+            f"{where}.cut: a guest across a bridge has tokens of its own, which stand beside no states of the trunk's, "
+            "so it is fused whole: leave out cut, or set it to whole"
+        )
 
 
 def _name(expert: ExpertParams, taken: list[Expert]) -> str:

@@ -61,6 +61,19 @@ class Group:
             return self
         return replace(self, mass=self.mass[:, -number:], states=self.states[:, -number:], said=None, next_losses=None)
 
+    def select(self, rows: Tensor) -> Group:
+        """Return the group of the rows at these indices, in that order, without what has been asked of its head."""
+        mass, states = self.mass.index_select(0, rows), self.states.index_select(0, rows)
+        return replace(self, mass=mass, states=states, said=None, next_losses=None)
+
+    def losses(self, following: Tensor) -> Tensor:
+        """Return what the head loses on the token that follows each, float32 ``[rows, length]``, without a gradient.
+
+        Args:
+            following: these tokens, ``[rows, length]``.
+        """
+        return losses_under(self.tail, self.states, following)
+
     def logits(self) -> Tensor:
         """Return what the head says of each token, ``[tokens, vocabulary]``; zero where it does not run."""
         if self.said is not None:

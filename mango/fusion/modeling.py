@@ -14,7 +14,7 @@ from mango.fusion.cache import FusedCache
 from mango.fusion.core import MolPreTrainedModel
 from mango.fusion.expert import Shells
 from mango.fusion.generation import FusedGeneration
-from mango.fusion.mixing import IGNORED, losses_under, mix_logits, mix_losses
+from mango.fusion.mixing import IGNORED, mix_logits, mix_losses
 from mango.fusion.output import MolOutput, Routing
 from mango.fusion.posterior import Wanted
 from mango.fusion.routers import Selection
@@ -88,7 +88,7 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
         position_ids = position_ids.expand(input_ids.shape[0], -1)
         step, states = self._start(selection, input_ids, mask, position_ids, cache, kwargs)
         groups = step.run(states, present)
-        hard = selection.k == 1
+        hard = selection.k == 1 and step.sparse
         targets = None if labels is None else self._targets(labels, input_ids, present)
         keep = logits_to_keep or input_ids.shape[1]
         if self.posterior is not None and selection.k is None and not self.training:
@@ -152,7 +152,7 @@ class MolForCausalLM(MolPreTrainedModel, FusedGeneration, GenerationMixin):  # t
             groups = step.run(states, mask)
             following = torch.nn.functional.pad(ids[:, 1:], (0, 1))
             shares.append(torch.stack([group.mass.float() for group in groups], -1))
-            losses.append(torch.stack([losses_under(g.tail, g.states, following) for g in groups], -1))
+            losses.append(torch.stack([group.losses(following) for group in groups], -1))
         return torch.cat(shares), torch.cat(losses)
 
     def _start(

@@ -39,12 +39,13 @@ class ExpertParams(Frozen):
             architecture, width and depth) finely and strangers not at all; or the spans themselves.
         edges: ``own`` starts the first span from the expert's own embedding and ends the last in its own head, mixed
             in probability space; ``trunk`` takes the trunk's through adapters, so that the expert may have another
-            tokenizer.
+            tokenizer; ``bridge`` keeps both the expert's own edges and its own tokenizer: it reads the same text in its
+            own tokens, whole, and what it says of the next is told in the trunk's.
     """
 
     model: str
     cut: Literal["auto", "fine", "whole"] | tuple[SpanParams, ...] = "auto"
-    edges: Literal["own", "trunk"] = "own"
+    edges: Literal["own", "trunk", "bridge"] = "own"
 
 
 def _expert(value: Any) -> Any:
@@ -95,6 +96,10 @@ class FusionParams(Frozen):
     layers: Literal["given", "auto"] = "given"
     auto: AutoLayersParams = AutoLayersParams()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def across_bridges(self) -> set[str]:
+        """Return the names of the models that keep their own tokenizer and edges."""
+        return {expert.model for expert in self.experts if expert.edges == "bridge"}
 
 
 class LinearParams(Frozen):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from mango.fusion.evidence import filtered
-from mango.fusion.mixing import Group, losses_under
+from mango.fusion.mixing import Group
 
 START_SWITCH = 0.01
 """Probability, before it is fitted, that the best expert changes between two tokens."""
@@ -32,19 +32,19 @@ class HeadMemory:
     """What a posterior keeps between the steps of a generation.
 
     Args:
-        states: for each head, the states of the last column, ``[rows, 1, width]``.
+        groups: for each head, what ends in it of the last column.
         present: whether the last column is a token, ``[rows]``.
         belief: float64 log-probabilities of the heads after it, ``[rows, heads]``.
     """
 
-    states: tuple[Tensor, ...]
+    groups: tuple[Group, ...]
     present: Tensor
     belief: Tensor
 
     def select(self, rows: Tensor) -> HeadMemory:
         """Return the memory of the rows at these indices, in that order."""
-        states = tuple(part.index_select(0, rows) for part in self.states)
-        return HeadMemory(states, self.present.index_select(0, rows), self.belief.index_select(0, rows))
+        groups = tuple(group.select(rows) for group in self.groups)
+        return HeadMemory(groups, self.present.index_select(0, rows), self.belief.index_select(0, rows))
 
 
 class HeadPosterior(nn.Module):
@@ -129,10 +129,7 @@ class HeadPosterior(nn.Module):
         for place, group in enumerate(asked):
             assert group.next_losses is not None
             before = group.next_losses.detach()[:, :-1]
-            if memory is None:
-                first = before.new_zeros(len(ids), 1)
-            else:
-                first = losses_under(group.tail, memory.states[place], ids[:, :1])
+            first = before.new_zeros(len(ids), 1) if memory is None else memory.groups[place].losses(ids[:, :1])
             told.append((-torch.cat([first, before], 1)).masked_fill(~counted, 0.0))
         mass = torch.stack([group.mass for group in groups], -1)
         belief = None if memory is None else memory.belief
@@ -141,14 +138,17 @@ class HeadPosterior(nn.Module):
         if wanted != "losses":
             asked = [replace(group, next_losses=None) for group in asked]
         weighed = [replace(group, mass=share) for group, share in zip(asked, shares, strict=True)]
-        last = tuple(group.states[:, -1:].detach() for group in groups)
+        last = tuple(
+            replace(group.last(1), mass=group.mass[:, -1:].detach(), states=group.states[:, -1:].detach())
+            for group in groups
+        )
         return weighed, HeadMemory(last, present[:, -1], belief)
 
 
 def _ask(group: Group, following: Tensor, wanted: Wanted) -> Group:
     """Return a group that knows what its head loses on the tokens that follow, and whatever else is wanted."""
     if wanted == "none":
-        return replace(group, next_losses=losses_under(group.tail, group.states, following))
+        return replace(group, next_losses=group.losses(following))
     logits = group.logits()
     losses = torch.nn.functional.cross_entropy(logits.float(), following.flatten(), reduction="none")
     return replace(group, said=logits if wanted == "logits" else None, next_losses=losses.view(following.shape))

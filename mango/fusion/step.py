@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mango.fusion.bridge import Bridge, BridgedGroup, Reading, RowReading, read, read_on
 from mango.fusion.cache import FusedCache, PositionMemory
 from mango.fusion.expert import FusedExpert
 from mango.fusion.layout import Span
@@ -39,7 +40,8 @@ class Flow(ABC):
     def __init__(self, model: MolPreTrainedModel, selection: Selection) -> None:
         self.model = model
         self.selection = selection
-        self.sparse = selection.k is not None
+        # A guest across a bridge reads all of a text, and is told by what the trunk says of each token.
+        self.sparse = selection.k is not None and not any(expert.bridged for expert in model.layout.experts)
         self.routing: list[Routing] = []
         self._counts: dict[tuple[int, int], Tensor | int] = {}
 
@@ -165,6 +167,7 @@ class Step(Flow):
         self.position_ids = position_ids
         self.cache = cache
         self._arrived: Arrival | None = None
+        self._readings: dict[int, Reading] = {}
 
     def read(self, body: Body, ids: Tensor, states: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
         """Return what a span is made its inputs of: token ids for a front, states for others.
@@ -228,6 +231,31 @@ class Step(Flow):
     def _memory(self, key: tuple[int, int]) -> SpanMemory | None:
         return None if self.cache is None else self.cache.spans.setdefault(key, SpanMemory())
 
+    def _across(self, expert: int, bridge: Bridge, body: Body) -> Tensor:
+        """Let a guest read the text in its own tokens; return zeros, since its states stand beside no tokens here."""
+        real = self.mask[:, -self.ids.shape[1] :]
+        rows = [ids[own].tolist() for ids, own in zip(self.ids, real, strict=True)]
+        if self.cache is None:
+            reading = read(bridge, body, rows)
+        else:
+            before = self.cache.bridges.get(expert) or [RowReading()] * len(rows)
+            reading = read_on(bridge, body, rows, before)
+            self.cache.bridges[expert] = reading.rows
+        self._readings[expert] = reading
+        self._counts[expert, 0] = reading.num_read
+        return reading.states.new_zeros(*self.ids.shape, 1)
+
+    def _groups(self, contributions: list[Contribution]) -> list[Group]:
+        """Let guests across a bridge speak of the trunk's tokens."""
+        groups = super()._groups(contributions)
+        real = self.mask[:, -self.ids.shape[1] :]
+        for expert, reading in self._readings.items():
+            fused = self._expert(expert)
+            assert fused.bridge is not None
+            place = next(number for number, group in enumerate(groups) if group.tail is fused.tail)
+            groups[place] = BridgedGroup.across(groups[place], fused.bridge, groups[0], reading, real)
+        return groups
+
     def process(self, position: int, states: Tensor) -> list[Tensor]:
         """Run every span on all tokens, or sparsely on those that are routed to it, after catching up."""
         arrived = self._arrived
@@ -240,6 +268,9 @@ class Step(Flow):
             body = fused.bodies[index]
             assert isinstance(body, Body)
             key = (expert, index)
+            if fused.bridge is not None:
+                outputs.append(self._across(expert, fused.bridge, body))
+                continue
             if due is None and body.packed:
                 real = self.mask[:, -self.ids.shape[1] :]
                 read = self.read(body, self.ids, states, self.position_ids)

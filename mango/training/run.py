@@ -33,6 +33,7 @@ from mango.fusion import (
     MolForCausalLM,
     Router,
     RouterParams,
+    bridged_losses,
     build_fused,
     make_layout,
 )
@@ -107,7 +108,6 @@ class Job:
                 f"train.losses.supervision: 0, but router.{self.router.type} is trained on one expert a token, and the "
                 "loss says nothing about the others: set it above 0, or train the router softly"
             )
-
         self.check_task(self.fusion.layers)
         if self.train.losses.distill and self.fusion.task != CAUSAL:
             raise TrainingError(
@@ -207,7 +207,7 @@ def prepare(job: Job, store: BlockStore, tokenizer: PreTrainedTokenizerBase, dev
         switching_share=0.5,
         seed=job.seed,
     )
-    names = job.model_names()
+    names = [name for name in job.model_names() if name not in job.fusion.across_bridges()]
     losses = source_losses(
         store,
         names,
@@ -254,11 +254,13 @@ def train_one(
     batch_size = params.batch_size or job.train.batch_size
     assert isinstance(model, MolForCausalLM)
     judge = targets_from or model
-    targets = routing_targets(judge, data.losses, params.window) if judge.iter_routers() else None
-    mixed = entering_losses(judge, data.losses) if params.mixture_steps else []
+    losses = data.losses | bridged_losses(judge, data.calibration.input_ids, batch_size=batch_size)
+    targets = routing_targets(judge, losses, params.window) if judge.iter_routers() else None
+    mixed = entering_losses(judge, losses) if params.mixture_steps else []
     train_targets = None
     if data.train_losses is not None and targets is not None and job.train.losses.supervision:
-        train_targets = routing_targets(judge, data.train_losses, params.window)
+        lost = data.train_losses | bridged_losses(judge, data.train.input_ids, batch_size=job.train.batch_size)
+        train_targets = routing_targets(judge, lost, params.window)
     teacher = best = None
     if data.train_losses is not None and job.train.losses.distill:
         own = store.model(job.fusion.trunk).tokenizer_sha256  # another one's distribution is over other tokens

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mango.blocks import extract
 from mango.checkpoints import ModelSource, verify
+from mango.checkpoints.vocabulary import read_vocabulary, style_of, token_form
 from mango.cli import app
 from mango.corpus import read_split, tokenize
 from mango.corpus.params import CorpusParams
@@ -27,7 +28,6 @@ from mango.fusion import AdapterParams, FusionParams, MolPreTrainedModel, Router
 from mango.surgery.vocabulary import TransplantParams, transplant
 from mango.surgery.vocabulary.rows import Combination, Rows
 from mango.surgery.vocabulary.spelling import Speller
-from mango.surgery.vocabulary.tokens import read_vocabulary, style_of, token_form
 from mango.tensors.pursuit import matching_pursuit
 from tests.surgery.conftest import TINY, MakeModel, load, logits_of, random_model
 

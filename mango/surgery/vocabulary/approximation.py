@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mango.checkpoints.vocabulary import Vocabulary
 from mango.surgery.vocabulary.matching import Matches
 from mango.surgery.vocabulary.rows import Combination
 from mango.surgery.vocabulary.spelling import Speller
-from mango.surgery.vocabulary.tokens import Vocabulary
 from mango.tensors.pursuit import matching_pursuit
 
 BATCH = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mango.surgery.vocabulary.tokens import Vocabulary
+from mango.checkpoints.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

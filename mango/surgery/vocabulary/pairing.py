@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mango.blocks import BlockStore
 from mango.checkpoints import open_tokenizer
+from mango.checkpoints.vocabulary import Vocabulary, read_vocabulary
 from mango.corpus import token_losses
 from mango.errors import DataError
-from mango.surgery.vocabulary.tokens import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,13 +21,13 @@ from mango.checkpoints import (
     write_file,
     write_tensors,
 )
+from mango.checkpoints.vocabulary import Vocabulary, read_vocabulary
 from mango.errors import MergeError
 from mango.surgery.opened import OpenedModel, open_model
 from mango.surgery.vocabulary.approximation import by_pursuit, by_spelling
 from mango.surgery.vocabulary.matching import Matches, match
 from mango.surgery.vocabulary.params import TransplantParams
 from mango.surgery.vocabulary.rows import Combination, Rows
-from mango.surgery.vocabulary.tokens import Vocabulary, read_vocabulary
 from mango.tensors import torch_dtype
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
