@@ -23,7 +23,8 @@ from mango.fusion.layout import Layout, make_layout
 from mango.fusion.names import canonical, true_names
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
 from mango.fusion.pruning import why_opaque
-from mango.fusion.tasks import IMAGES, SOURCE_TASKS, task_of_source
+from mango.fusion.stages import why_no_row
+from mango.fusion.tasks import IMAGES, SOURCE_TASKS, task_of_source, why_no_task
 
 
 def build_fused(
@@ -56,12 +57,17 @@ def build_fused(
             maps[name] = as_reader(configs[name], maps[name], name, trunk=name == fusion.trunk)
     for name in names:
         if maps[name].task != task_of_source(fusion.task, configs[name]):
+            never = why_no_task(maps[name])
+            if never is not None:
+                raise ArchitectureError(f"fusion: {name!r} ({maps[name].architecture}) {never}")
             raise ArchitectureError(
                 f"fusion: {name!r} ({maps[name].architecture}) is for {maps[name].task}, and fusion.task is "
                 f"{fusion.task}, which fuses models for {SOURCE_TASKS[fusion.task]}; `mango architectures` lists what "
                 "can be fused"
             )
     head = HEADS[fusion.task]
+    if fusion.task == IMAGES:
+        _check_streams(maps)
     _check_classes(store, fusion, names)
     _check_tokenizers(store, fusion, names)
     layout = make_layout(fusion, maps)
@@ -105,6 +111,16 @@ def build_fused(
     check_agreement(model, store)
     _check_heads(model)
     return model
+
+
+def _check_streams(maps: dict[str, ComponentMap]) -> None:
+    """Refuse image classifiers whose stream is no row of tokens of one width."""
+    for name, parts in maps.items():
+        reason = why_no_row(parts)
+        if reason is not None:
+            raise ArchitectureError(
+                f"fusion: {name!r} ({parts.architecture}): {reason}; it can be neither trunk nor expert"
+            )
 
 
 def _check_cuts(layout: Layout, maps: dict[str, ComponentMap]) -> None:

@@ -15,7 +15,7 @@ from mango.architectures import InputMaker
 from mango.architectures.meta import MODEL_FAILURES
 from mango.errors import ArchitectureError
 from mango.fusion.cache import FusedCache
-from mango.fusion.comparison import compare
+from mango.fusion.comparison import UnfitError, compare
 from mango.fusion.image_shells import TextBody, places_of
 from mango.fusion.image_text import MolForImageTextToText
 from mango.fusion.routers import Selection
@@ -37,7 +37,7 @@ def image_inputs(source: PreTrainedModel, *, rows: int = 1) -> dict[str, Tensor]
         rows: number of rows.
 
     Raises:
-        TypeError: no image can be made for it.
+        UnfitError: no image can be made for it.
     """
     problems: list[BaseException | str] = []
     for inputs in _tries(source, rows):
@@ -55,7 +55,7 @@ def image_inputs(source: PreTrainedModel, *, rows: int = 1) -> dict[str, Tensor]
             return inputs
         problems.append("it does not notice another image")
     lines = str(problems[0]).splitlines() if problems else ["it has no get_image_features"]
-    raise TypeError(
+    raise UnfitError(
         f"no image could be made on which {type(source).__name__} is compared: {lines[0] if lines else 'no message'}"
     )
 
@@ -134,7 +134,7 @@ def check_images(model: MolForImageTextToText, source: PreTrainedModel) -> None:
 
     Raises:
         ArchitectureError: they differ.
-        TypeError: no image can be made for it.
+        UnfitError: no image can be made for it.
     """
     inputs = image_inputs(source)
     wanted = source(**inputs).logits

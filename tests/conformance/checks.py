@@ -15,7 +15,8 @@ from mango.architectures import InputMaker, Stack, build_class, describe, task_o
 from mango.architectures.handlers import handler_for
 from mango.architectures.meta import MODEL_FAILURES
 from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, SEQ2SEQ, TASKS
-from mango.errors import MangoError
+from mango.errors import ArchitectureError, MangoError
+from mango.fusion.tasks import why_no_task
 from tests.conformance import probe
 from tests.conformance.recipe import MAX_PARAMETERS, filled_config, num_parameters, shallow_config, tiny_config
 
@@ -151,8 +152,8 @@ def check(model_type: str, *, fuse: bool = True) -> Row:
     if not fuse:
         return row
     if tiny.task not in PARTNERS:
-        problem = f"models for {tiny.task} are not fused so far"
-        row.reason = row.reason or problem
+        refused = one_line(ArchitectureError(f"fusion: 'typed' ({parts.architecture}) {why_no_task(parts)}"))
+        row.reason = f"{row.reason}; {refused}" if row.reason else refused
         return row
     found = fused(tiny)
     problem, row.whole = found.problem, found.whole
