@@ -218,8 +218,8 @@ def portable(tiny: Tiny, stack: Stack) -> str | None:
     notes: list[dict[str, Any]] = []
     entries = list(model.get_submodule(stack.path).children())
     likes = {id(call.block): call.output for call in calls}
-    stubs: list[nn.Module] = [probe.Stub(block, likes[id(block)], handler, notes) for block in entries]
-    with probe.swapped(model, stack, stubs):
+    stubs = [probe.Stub(block, likes[id(block)], handler, notes) for block in entries]
+    with probe.stubbed(entries, stubs):
         try:
             probe.run(model, zeros)
         except FAILURES as error:
