@@ -66,8 +66,12 @@ def build_fused(
                 "can be fused"
             )
     head = HEADS[fusion.task]
-    if fusion.task == IMAGES:
-        _check_streams(maps)
+    for name in names:
+        reason = _why_not(fusion.task, configs[name], maps[name])
+        if reason is not None:
+            raise ArchitectureError(
+                f"fusion: {name!r} ({maps[name].architecture}): {reason}; it can be neither trunk nor expert"
+            )
     _check_classes(store, fusion, names)
     _check_tokenizers(store, fusion, names)
     layout = make_layout(fusion, maps)
@@ -113,14 +117,20 @@ def build_fused(
     return model
 
 
-def _check_streams(maps: dict[str, ComponentMap]) -> None:
-    """Refuse image classifiers whose stream is no row of tokens of one width."""
-    for name, parts in maps.items():
-        reason = why_no_row(parts)
-        if reason is not None:
-            raise ArchitectureError(
-                f"fusion: {name!r} ({parts.architecture}): {reason}; it can be neither trunk nor expert"
-            )
+def _why_not(task: str, config: PretrainedConfig, parts: ComponentMap) -> str | None:
+    """Return why a source model for a task cannot be fused at all, as far as its map tells, or None."""
+    if task == IMAGES:
+        if parts.vocab_size:
+            return "it reads images as token ids and not as pixel_values, which all experts must share"
+        return why_no_row(parts)
+    if task == SEQ2SEQ and not getattr(config, "is_encoder_decoder", False):
+        return (
+            "what it reads stands among the tokens that it writes, and none of its stacks is a decoder that attends to "
+            "an encoder"
+        )
+    if not parts.vocab_size:
+        return "none of its modules is the table that its token ids are looked up in, so its tokens cannot be told"
+    return None
 
 
 def _check_cuts(layout: Layout, maps: dict[str, ComponentMap]) -> None:

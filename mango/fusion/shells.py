@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
@@ -178,9 +177,10 @@ class Body(GradientCheckpointingLayer):
         handler = handler_for(parts.model_type)
         self.packed, self.even, self.rereads = False, False, False
         self._accepted = accepted(base, parts)
+        self._makers: list[LayerMaker]
         if parts.task == IMAGE_TEXT:
-            self._makers: list[LayerMaker] = [DynamicLayer] * (stop - start)
-            self._skipped = start
+            self._makers, self._skipped = layer_makers(config, parts.num_blocks, start, stop)
+            self.packed = keeps_state(self._makers)
         if parts.task == CAUSAL:
             self._makers, self._skipped = layer_makers(config, parts.num_blocks, start, stop)
             self.even = handler.places_rows_alike()

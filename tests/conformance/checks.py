@@ -15,6 +15,7 @@ from mango.architectures import InputMaker, Stack, build_class, describe, task_o
 from mango.architectures.handlers import handler_for
 from mango.architectures.meta import MODEL_FAILURES
 from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, SEQ2SEQ, TASKS
+from mango.architectures.trace import tensors_in
 from mango.errors import ArchitectureError, MangoError
 from mango.fusion.tasks import why_no_task
 from tests.conformance import probe
@@ -219,11 +220,11 @@ def portable(tiny: Tiny, stack: Stack) -> str | None:
     entries = list(model.get_submodule(stack.path).children())
     likes = {id(call.block): call.output for call in calls}
     stubs = [probe.Stub(block, likes[id(block)], handler, notes) for block in entries]
-    with probe.stubbed(entries, stubs):
-        try:
+    try:
+        with probe.stubbed(entries, stubs):
             probe.run(model, zeros)
-        except FAILURES as error:
-            return f"it does not run on zero inputs without its blocks: {one_line(error)}"
+    except FAILURES as error:
+        return _why_not_without(model, zeros, calls, error)
     if len(notes) != len(calls):
         return f"without its blocks {len(notes)} of {len(calls)} are called"
     wrong: dict[str, None] = {}
@@ -233,6 +234,18 @@ def portable(tiny: Tiny, stack: Stack) -> str | None:
         what = "data passes from block to block in" if set(wrong) & set(stack.carried) else "blocks are given other"
         return f"{what} {', '.join(sorted(wrong))} when the model runs on zero inputs without its blocks"
     return None
+
+
+def _why_not_without(model: PreTrainedModel, zeros: dict[str, Any], calls: list[probe.Ran], error: BaseException) -> str:
+    """Return what a model misses that does not run on zero inputs without its blocks."""
+    try:
+        probe.run(model, zeros)
+    except FAILURES as refused:
+        return f"its forward pass does not run on embeddings in the place of token ids: {one_line(refused)}"
+    extra = any(len(list(tensors_in(call.output))) > 1 for call in calls)
+    if extra or any(isinstance(call.output, tuple) and len(call.output) > 1 for call in calls):
+        return "its blocks return more than the stream, and their model reads it, so none of them can be left out"
+    return f"its model does not run without its blocks: {one_line(error)}"
 
 
 def _zeroed(model: PreTrainedModel, inputs: dict[str, Any], *, keep: bool) -> dict[str, Any] | None:
