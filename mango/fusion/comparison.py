@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mango.errors import ArchitectureError
 
+
 class UnfitError(TypeError):
     """Says why a source model cannot be cut into spans, found by running it; its name is added where it is known."""
 

@@ -55,8 +55,8 @@ def why_no_task(parts: ComponentMap) -> str | None:
     known = ", ".join(SOURCE_TASKS)
     if parts.task == BASE:
         return (
-            "has no head, since transformers builds nothing else of its model type: a fused model predicts with the "
-            f"heads of its sources, and there is one for {known}; its blocks can be extracted and run alone"
+            f"has no head, and a fused model predicts with those of its sources: fusion.task may be {known}; its "
+            "blocks can be extracted and run alone"
         )
     return (
         f"is built for {parts.task}, and no fused model is: fusion.task may be {known}; its blocks can be extracted "
