@@ -1,7 +1,7 @@
 """Part of real_models.py: SmolLM2-135M with Gemma-3-270M and Qwen2.5-Coder-0.5B, whole, each with its own tokenizer.
 
-Guests join across bridges (``edges: bridge``). Routers, and how far heads are weighed by what they predicted, are
-fitted on calibration text of the train split and measured on the test split, for several draws of both.
+Guests join across bridges (``edges: bridge``). Routers are fitted on calibration text of the train split and measured
+on the test split, for several draws of both.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from mango import console
 from mango.blocks import BlockStore, extract
@@ -23,8 +24,12 @@ from mango.checkpoints import ModelSource, copy_tokenizer, open_tokenizer
 from mango.corpus import CorpusParams, Sequences, concatenate, pack, token_losses
 from mango.evaluation.baselines import by_prompt, oracle_sequence
 from mango.fusion import AdapterParams, FusionParams, MolForCausalLM, RouterParams, build_fused
-from mango.fusion.bridge import module
-from mango.training import Job, TrainParams, prepare, self_stitch, train_one
+from mango.fusion.posterior import HeadPosterior
+from mango.training import self_stitch
+from mango.training.calibration import best_expert
+from mango.training.data import mixture
+from mango.training.params import StartParams
+from mango.training.starts import minimise, start_routers
 
 Row = dict[str, Any]
 Losses = dict[str, Tensor]
@@ -32,29 +37,16 @@ Losses = dict[str, Tensor]
 GUESTS = ("gemma", "qwen")
 NAME = "bridge"
 WHAT = "Gemma-3-270M and Qwen2.5-Coder-0.5B across bridges, whole"
-ROUTER = {
-    "type": "token",
-    "token": {"pooling": "windows", "windows": [1, 8, 32], "hidden": 64, "switch": 0.01, "posterior": True},
-}
-"""As params.yaml has it, without stickiness, which counts in hard use alone."""
+ROUTER = {"type": "token", "token": {"window": 32}}
+START = {"router_steps": 1, "router_learning_rate": 5e-4, "mixture_steps": 60}
+"""A router of few parameters that is hardly told which expert is best, and mostly how to weigh all: mixtures of models
+that differ gain most from weights that are nearly even, and there is little calibration text."""
 
 
-def job_of(args: argparse.Namespace, domains: tuple[str, ...], seed: int) -> Job:
-    """Return how routers are started for one draw; nothing is trained after that."""
-    train = {
-        "steps": 0, "batch_size": args.batch_size, "switching_share": 0.25, "save_every": 0,
-        "validation_sequences": 1, "start": {"sequences": args.bridge_calibration, "mixture_steps": 100},
-        "controls": {"self_stitch": False, "continued_trunk": False},
-    }  # fmt: skip
+def fusion_of(args: argparse.Namespace) -> FusionParams:
+    """Return what is fused."""
     experts = [{"model": guest, "edges": "bridge"} for guest in GUESTS]
-    return Job(
-        seed=seed,
-        corpus=CorpusParams(path=args.corpus, domains=domains, sequence_length=args.test_length, segment_length=32),
-        fusion=FusionParams.model_validate({"trunk": "smollm2", "experts": experts, "span": 30, "dtype": args.dtype}),
-        router=RouterParams.model_validate(ROUTER),
-        adapter=AdapterParams(),
-        train=TrainParams.model_validate(train),
-    )
+    return FusionParams.model_validate({"trunk": "smollm2", "experts": experts, "span": 30, "dtype": args.dtype})
 
 
 @torch.no_grad()
@@ -80,34 +72,34 @@ def opened_alike(model: MolForCausalLM, store: BlockStore, args: argparse.Namesp
     }
 
 
-def heads_of(model: MolForCausalLM, ids: Tensor, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
-    """Return shares of the routers, log-weights of the fused model, and losses of its heads.
+def heads_of(
+    model: MolForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int, args: argparse.Namespace, corpus: CorpusParams
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return tokens, losses of the heads, and sizes of tokens, of calibration text and of test text of each domain.
 
-    Each is ``[rows, length - 1, heads]``.
+    What a whole guest loses depends on no router, so it is kept in the work folder.
     """
-    mass, lost = (part.cpu() for part in model.heads_at(ids, batch_size=args.batch_size))
-    weights = mass.clamp(min=torch.finfo(torch.float32).tiny).log()
-    if model.posterior is not None:
-        told = torch.nn.functional.pad(-lost[:, :-1], (0, 0, 1, 0))
-        weights, _ = model.posterior.cpu().log_weights(mass, told, torch.ones(mass.shape[:2], dtype=torch.bool))
-        model.posterior.to(model.device)
-    return mass[:, :-1], weights[:, :-1].detach(), lost[:, :-1]
+    path = args.work / f"{NAME}-heads-{seed}-{args.sequences}-{args.test_length}-{args.bridge_calibration}.pt"
+    if not path.is_file():
+        number = 2 * len(corpus.domains) * args.bridge_calibration
+        text = {
+            "calibration": mixture(
+                corpus, "train", tokenizer, num_sequences=number, switching_share=0.25, seed=seed + 1
+            ),
+            **pack(corpus, "test", tokenizer, max_sequences_per_domain=args.sequences, seed=seed),
+        }
+        found = {
+            name: (some.input_ids, model.heads_at(some.input_ids, batch_size=2)[1].cpu(), some.num_bytes)
+            for name, some in text.items()
+        }
+        torch.save(found, path)
+    kept: dict[str, tuple[Tensor, Tensor, Tensor]] = torch.load(path, weights_only=True)
+    return kept
 
 
 def mixed(weights: Tensor, lost: Tensor) -> Tensor:
     """Return the loss of a mixture with log-weights, ``[rows, length - 1]``."""
     return -torch.logsumexp(weights - lost, -1)
-
-
-@contextmanager
-def without_steps_back() -> Iterator[None]:
-    """Let a guest's next token begin at the end of the text alone."""
-    kept = module.STEPS_BACK
-    module.STEPS_BACK = 0
-    try:
-        yield
-    finally:
-        module.STEPS_BACK = kept
 
 
 def fixed_weights(lost: Tensor) -> Tensor:
@@ -126,82 +118,101 @@ def fixed_weights(lost: Tensor) -> Tensor:
     return logits.detach().log_softmax(-1)
 
 
+def predicted(lost: Tensor, calibration: Tensor) -> Tensor:
+    """Return log-weights by what each head predicted of the tokens so far alone, fitted on calibration text."""
+    posterior = HeadPosterior(lost.shape[-1])
+    posterior.start_weights(0.0)
+
+    def weights(some: Tensor) -> Tensor:
+        told = torch.nn.functional.pad(-some[:, :-1], (0, 0, 1, 0))
+        even = torch.full_like(some, 1 / some.shape[-1])
+        return posterior.log_weights(even, told, torch.ones(some.shape[:2], dtype=torch.bool))[0]
+
+    posterior.requires_grad_(True)
+    minimise(list(posterior.parameters()), lambda _: mixed(weights(calibration), calibration)[:, :-1].mean(), 60, 0.1)
+    posterior.requires_grad_(False)
+    return weights(lost)
+
+
 def of_seed(
     seed: int,
+    model: MolForCausalLM,
     store: BlockStore,
     args: argparse.Namespace,
     domains: tuple[str, ...],
     alone: Callable[[str, Mapping[str, Sequences]], Losses],
 ) -> tuple[Row, dict[str, Losses], dict[str, Sequences]]:
-    """Fit routers on one draw of calibration text and measure on one of test text."""
+    """Fit the router on one draw of calibration text and measure on one of test text."""
     start = time.monotonic()
     tokenizer = open_tokenizer(store.tokenizer_folder("smollm2"))
-    job = job_of(args, domains, seed)
-    data = prepare(job, store, tokenizer, args.device)
-    trained = train_one(job, store, data, what=f"{NAME}-{seed}", work=args.work / "training", device=args.device)
-    model: Any = trained.model
-    assert isinstance(model, MolForCausalLM)
-    model.eval()
-    seconds = time.monotonic() - start
-    texts = pack(job.corpus, "test", tokenizer, max_sequences_per_domain=args.sequences, seed=seed)
-    _, _, calibration = heads_of(model, data.calibration.input_ids[::4], args)  # two numbers do not want more
+    corpus = CorpusParams(path=args.corpus, domains=domains, sequence_length=args.test_length, segment_length=32)
+    heads = heads_of(model, tokenizer, seed, args, corpus)
+    ids, calibration, _ = heads["calibration"]
+    calibration = calibration[:, :-1]
+    params = StartParams.model_validate(START)
+    targets = best_expert(calibration.movedim(-1, 0), params.window).unsqueeze(-1)
+    starts = start_routers(model, ids, targets, params, batch_size=args.batch_size, losses=[calibration])
     fixed = fixed_weights(calibration)
+    texts = {
+        domain: Sequences(heads[domain][0], torch.full_like(heads[domain][0], place), heads[domain][2], domains)
+        for place, domain in enumerate(domains)
+    }
     found: dict[str, Losses] = {}
 
     def add(name: str, domain: str, losses: Tensor) -> None:
         found.setdefault(name, {})[domain] = losses
 
     shares: Row = {}
-    prompt = args.prompt
-    for domain, text in texts.items():
-        mass, weights, lost = heads_of(model, text.input_ids, args)
-        number = lost.shape[-1]
+    for domain in domains:
+        some, lost, _ = heads[domain]
+        parts = [model.routing_at(part.to(model.device), 0).weights.cpu() for part in some.split(args.batch_size)]
+        mass = torch.cat(parts)[:, :-1]
+        by_predictions = predicted(lost, heads["calibration"][1])[:, :-1]
+        lost = lost[:, :-1]
+        even = torch.zeros(lost.shape[-1]).log_softmax(-1)
         add("trunk", domain, lost[..., 0])
-        add("fused_soft", domain, mixed(weights, lost))
+        add("fused_soft", domain, mixed(mass.log(), lost))
         add("fused_hard", domain, lost.gather(-1, mass.argmax(-1, keepdim=True)).squeeze(-1))
-        add("router_alone", domain, mixed(mass.clamp(min=1e-30).log(), lost))
-        add("uniform_bridged", domain, mixed(lost.new_zeros(number).log_softmax(-1), lost))
+        add("predicted_bridged", domain, mixed(by_predictions, lost))
         add("fixed_bridged", domain, mixed(fixed, lost))
+        add("uniform_bridged", domain, mixed(even, lost))
         for place, guest in enumerate(GUESTS, 1):
             add(f"{guest}_bridged", domain, lost[..., place])
-            add(f"uniform_{guest}", domain, mixed(lost.new_zeros(2).log_softmax(-1), lost[..., [0, place]]))
+            add(f"uniform_{guest}", domain, mixed(torch.zeros(2).log_softmax(-1), lost[..., [0, place]]))
         each = lost.movedim(-1, 0)
-        add("by_prompt_bridged", domain, by_prompt(each, prompt))
+        add("by_prompt_bridged", domain, by_prompt(each, args.prompt))
         add("oracle_bridged", domain, oracle_sequence(each))
-        shares[domain] = dict(zip(("trunk", *GUESTS), weights.exp().mean((0, 1)).tolist(), strict=True))
-    if args.no_steps_back and seed == args.bridge_seeds[0]:
-        with without_steps_back():
-            for domain, text in texts.items():
-                _, _, lost = heads_of(model, text.input_ids, args)
-                for place, guest in enumerate(GUESTS, 1):
-                    add(f"{guest}_no_steps_back", domain, lost[..., place])
+        shares[domain] = dict(zip(("trunk", *GUESTS), mass.mean((0, 1)).tolist(), strict=True))
     for guest in GUESTS:
         found[guest] = alone(guest, texts)
     for domain in domains:
         each = torch.stack([found["trunk"][domain], *(found[guest][domain] for guest in GUESTS)])
-        add("by_prompt", domain, by_prompt(each, prompt))
+        add("by_prompt", domain, by_prompt(each, args.prompt))
         add("oracle", domain, oracle_sequence(each))
-    stitched = build_fused(store, self_stitch(job.fusion, model.layout), job.router, job.adapter, seed=seed).to(
-        args.device
-    )  # type: ignore[arg-type]
-    for domain, text in texts.items():
-        add("self_stitch", domain, token_losses(stitched, text.input_ids, batch_size=args.batch_size))
-    some = texts[domains[0]].input_ids[:2].to(args.device)
-    with torch.no_grad():
-        whole = model(input_ids=some, labels=some, losses_only=True).token_losses
-    assert whole is not None
     built: Row = {
         "seed": seed,
-        "seconds": seconds,
-        "calibration_sequences": len(data.calibration),
-        "starts": trained.starts.routers,
-        "posterior_gain_nats": trained.starts.posterior,
+        "seconds": time.monotonic() - start,
+        "calibration_sequences": len(ids),
+        "starts": starts,
         "fixed_weights": dict(zip(("trunk", *GUESTS), fixed.exp().tolist(), strict=True)),
         "mean_weights": shares,
-        "forward_differs_from_heads_by": float((whole.cpu() - found["fused_soft"][domains[0]][:2]).abs().max()),
     }
     if seed == args.bridge_seeds[0]:
+        some = texts[domains[0]].input_ids[:2].to(model.device)
+        with torch.no_grad():
+            whole = model(input_ids=some, labels=some, losses_only=True).token_losses
+        assert whole is not None
+        built["forward_differs_from_heads_by"] = float((whole.cpu() - found["fused_soft"][domains[0]][:2]).abs().max())
         built |= opened_alike(model, store, args)
+        stitched = build_fused(
+            store,
+            self_stitch(fusion_of(args), model.layout),
+            RouterParams.model_validate(ROUTER),
+            AdapterParams(),
+            seed=seed,
+        ).to(args.device)  # type: ignore[arg-type]
+        for domain, text in texts.items():
+            add("self_stitch", domain, token_losses(stitched, text.input_ids, batch_size=args.batch_size))
     return built, found, texts
 
 
@@ -224,17 +235,17 @@ def bridged(
     files = {name: getattr(args, name) for name in ("smollm2", *GUESTS)}
     sources = {name: ModelSource(source=str(file.resolve())) for name, file in files.items()}
     store = extract(sources, args.work / f"{NAME}-blocks", "reference")
+    model = build_fused(store, fusion_of(args), RouterParams.model_validate(ROUTER), AdapterParams(), seed=0)
+    model.to(args.device)  # type: ignore[arg-type]
+    assert isinstance(model, MolForCausalLM)
+    untrained = deepcopy(model.routers.state_dict())
     seeds: list[Row] = []
     losses: list[dict[str, Losses]] = []
     texts: list[Mapping[str, Sequences]] = []
     for seed in args.bridge_seeds:
-        built, found, some = of_seed(
-            seed,
-            store,
-            args,
-            domains,
-            lambda name, text, seed=seed: alone(store, seed, name, text),  # type: ignore[misc]
-        )
+        model.routers.load_state_dict(untrained)
+        own = partial(alone, store, seed)
+        built, found, some = of_seed(seed, model, store, args, domains, own)
         seeds.append({"built": built, "measured": compared(found, some)})
         losses.append(found)
         texts.append(some)

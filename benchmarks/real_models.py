@@ -265,8 +265,7 @@ def main() -> None:
     parser.add_argument(
         "--calibration", type=int, default=4, help="calibration sequences a domain; as many that switch"
     )
-    parser.add_argument("--bridge-calibration", type=int, default=8, help="the same, for guests across bridges")
-    parser.add_argument("--no-steps-back", action="store_true", help="measure guests across bridges without them too")
+    parser.add_argument("--bridge-calibration", type=int, default=4, help="the same, for guests across bridges")
     parser.add_argument("--bridge-seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of all text for them")
     parser.add_argument("--sequences", type=int, default=16, help="test sequences a domain")
     parser.add_argument("--test-length", type=int, default=256, help="tokens of a test sequence")

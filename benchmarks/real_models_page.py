@@ -39,9 +39,7 @@ LABELS = {
     "fused_hard": "fused, hard top-1",
     "gemma_bridged": "Gemma-3-270M, told through its bridge",
     "qwen_bridged": "Qwen2.5-Coder-0.5B, told through its bridge",
-    "gemma_no_steps_back": "Gemma-3-270M, the same without steps back",
-    "qwen_no_steps_back": "Qwen2.5-Coder-0.5B, the same without steps back",
-    "router_alone": "fused, soft, by the router alone",
+    "predicted_bridged": "weights by what each predicted of the tokens so far alone",
     "uniform_bridged": "mean of all three distributions",
     "uniform_gemma": "mean of trunk's and Gemma's",
     "uniform_qwen": "mean of trunk's and Qwen's",
@@ -51,9 +49,9 @@ LABELS = {
     "self_stitch": "self-stitch: the trunk in place of both guests",
 }
 BRIDGE_ORDER = (
-    "trunk", "fused_soft", "fused_hard", "router_alone", "fixed_bridged", "uniform_bridged", "uniform_gemma",
+    "trunk", "fused_soft", "fused_hard", "predicted_bridged", "fixed_bridged", "uniform_bridged", "uniform_gemma",
     "uniform_qwen", "by_prompt", "oracle", "by_prompt_bridged", "oracle_bridged", "gemma", "gemma_bridged", "qwen",
-    "qwen_bridged", "self_stitch",
+    "qwen_bridged",
 )  # fmt: skip
 
 
@@ -89,7 +87,7 @@ def measured(entry: dict[str, Any]) -> list[str]:
     """Return the table of what a fusion is beside trunk, guest and whole-model routing."""
     found = entry["measured"]
     if "seeds" in entry:
-        found = {**found, "systems": {name: found["systems"][name] for name in BRIDGE_ORDER}}
+        found = {**found, "systems": {n: found["systems"][n] for n in BRIDGE_ORDER}}
     texts = ", ".join(
         f"{found['test_sequences'][d]} of {d} ({found['test_bytes'][d]:,} bytes)" for d in ("code", "novels")
     )
@@ -118,18 +116,15 @@ def measured(entry: dict[str, Any]) -> list[str]:
 def price_of_a_bridge(entry: dict[str, Any]) -> list[str]:
     """Return what telling guests in the trunk's tokens costs, every draw, and what was seen of the model itself."""
     lines: list[str] = []
-    systems, first = entry["measured"]["systems"], entry["seeds"][0]["measured"]["systems"]
+    systems = entry["measured"]["systems"]
     for name, label in (("gemma", "Gemma-3-270M"), ("qwen", "Qwen2.5-Coder-0.5B")):
         words = (("code", "code"), ("novels", "prose"))
         costs = ", ".join(f"{systems[f'{name}_bridged'][d][0] - systems[name][d][0]:+.3f} on {w}" for d, w in words)
-        line = f"- Its bridge costs {label} {costs} (bits per byte, against its own tokens)"
-        without = first.get(f"{name}_no_steps_back")
-        if without is not None:
-            costs = ", ".join(f"{without[d][0] - first[name][d][0]:+.3f} on {w}" for d, w in words)
-            line += f"; without steps back, on the first draw, {costs}"
-        lines.append(f"{line}.")
+        lines.append(f"- Its bridge costs {label} {costs} (bits per byte, against its own tokens).")
     mean, error = systems["fused_soft"]["minus_by_prompt_mean"]
     lines.append(f"- Fused, soft, against whole-model routing by prompt, paired: {mean:+.3f} ± {error:.3f}.")
+    stitch, error = entry["seeds"][0]["measured"]["systems"]["self_stitch"]["minus_trunk_mean"]
+    lines.append(f"- Self-stitch, the trunk in place of both guests, on the first draw: {stitch:+.3f} ± {error:.3f}.")
     lines += ["", "Every draw of calibration and test text:", ""]
     lines += [
         "| seed | fused, soft, minus trunk: code | prose | mean | weights on code (trunk, Gemma, Qwen) | on prose |",
