@@ -18,11 +18,13 @@ from mango.checkpoints import (
     ModelSource,
     admit_hub,
     check_configuration,
+    default_cache,
     parse_json,
     read_configuration,
     resolve,
 )
 from mango.checkpoints.configurations import BOUNDS
+from mango.checkpoints.gguf_outline import gguf_file_of, outline_gguf
 from mango.errors import CheckpointError, UnsafeFileError
 from mango.tensors import floating_name, item_bytes
 
@@ -89,8 +91,8 @@ class Inspection:
 def inspect_model(source: ModelSource) -> Inspection:
     """Return what is inside a model; no weight is loaded.
 
-    Of a Hub repository only the configuration is fetched, where the policy admits it. A GGUF file is converted once
-    into the cache, as for every other use of it.
+    Of a Hub repository only the configuration is fetched, where the policy admits it. Of a GGUF file the header alone
+    is read, and what it says is kept in the cache.
 
     Args:
         source: where the model is.
@@ -103,6 +105,10 @@ def inspect_model(source: ModelSource) -> Inspection:
         CheckpointError: the model is missing or cannot be read.
         UnsafeFileError: its configuration selects code, or the policy wants the revision of a Hub repository pinned.
     """
+    file = gguf_file_of(source)
+    if file is not None:
+        folder, outline = outline_gguf(file, default_cache())
+        return _inspect(source.source, read_configuration(folder), None, outline)
     if _is_local(source):
         folder = resolve(source)
         checkpoint = refuse_folder(folder)
@@ -137,8 +143,15 @@ def _hub_configuration(source: ModelSource) -> dict[str, Any]:
     return check_configuration(raw, f"{source.source}: config.json")
 
 
-def _inspect(source: str, raw: Mapping[str, Any], checkpoint: Checkpoint | None) -> Inspection:
+def _inspect(
+    source: str,
+    raw: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    outline: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
+) -> Inspection:
     by_type: dict[str, int] = {}
+    for kind, shape in () if outline is None else outline.values():
+        by_type[kind] = by_type.get(kind, 0) + math.prod(shape) * item_bytes(kind)
     for info in () if checkpoint is None else checkpoint.infos():
         by_type[info.dtype] = by_type.get(info.dtype, 0) + info.end - info.start
     layout = None if checkpoint is None else quick_layout(checkpoint)
@@ -165,7 +178,7 @@ def _inspect(source: str, raw: Mapping[str, Any], checkpoint: Checkpoint | None)
         extractable=tuple(range(components.num_blocks)),
         weight_bytes=sum(by_type.values()) or total * item_bytes(dtype),
         cache_bytes_per_token=keys_and_values * item_bytes(dtype),
-        stored=checkpoint is not None,
+        stored=checkpoint is not None or outline is not None,
         host=None if row is None else row.host,
         guest=None if row is None else row.guest,
         fusion=_fusion(components, row),

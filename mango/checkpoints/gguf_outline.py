@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from mango.checkpoints.durable import replace_folder
+from mango.checkpoints.durable import replace_folder, write_file
 from mango.checkpoints.exchange import recover
 from mango.checkpoints.failures import writing
 from mango.checkpoints.gguf import check_gguf, stored_type
@@ -20,7 +21,8 @@ from mango.tensors import dtype_name
 if TYPE_CHECKING:
     import torch
 
-_LAYOUT_VERSION = 1  # of the outline's folder; a change makes new cache entries
+_OUTLINE_NAME = "outline.json"
+_LAYOUT_VERSION = 2  # of the outline's folder; a change makes new cache entries
 
 
 def gguf_file_of(source: ModelSource) -> Path | None:
@@ -53,19 +55,22 @@ def outline_gguf(file: Path, cache: Path) -> tuple[Path, dict[str, tuple[str, tu
         CheckpointError: the ``gguf`` package is missing, the file is no GGUF file, or transformers cannot read it.
     """
     check_gguf(file, cache)
-    found = file.stat()
-    known = f"{file.resolve()} {found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}"
+    at = file.stat()
+    known = f"{file.resolve()} {at.st_size} {at.st_ino} {at.st_mtime_ns} {at.st_ctime_ns}"
     name = hashlib.sha256(known.encode()).hexdigest()
     folder = cache / "gguf" / f"outline-v{_LAYOUT_VERSION}-{name}"
     with writing(folder):
         folder.parent.mkdir(exist_ok=True)
-    model = _empty_model(file)
     with FileLock(f"{folder}.lock"):
         recover(folder)
         if not (folder / MANIFEST_NAME).is_file():
+            model = _empty_model(file)
+            found = {key: (dtype_name(t.dtype), list(t.shape)) for key, t in sorted(_stored(model).items())}
             with replace_folder(folder, is_output=False) as new:
                 _write_small_files(file, model, new)
-    return folder, {key: (dtype_name(t.dtype), tuple(t.shape)) for key, t in sorted(_stored(model).items())}
+                write_file(new / _OUTLINE_NAME, json.dumps(found))
+    tensors = json.loads((folder / _OUTLINE_NAME).read_text("utf-8"))
+    return folder, {key: (kind, tuple(shape)) for key, (kind, shape) in tensors.items()}
 
 
 def _empty_model(file: Path) -> Any:

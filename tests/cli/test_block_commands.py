@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from mango.blocks import BlockStore
+from mango.checkpoints import ModelSource, resolve
 from mango.cli import app
 from tests.blocks.families import save_model
+from tests.checkpoints.test_sources import gguf_llama
 
 
 def run(*arguments: str) -> int:
@@ -55,6 +57,25 @@ def test_inspect_needs_no_weights(folder: Path, capsys: pytest.CaptureFixture[st
     found = json.loads(capsys.readouterr().out)
     assert (found["dtype"], found["stored"]) == ("BF16", False)
     assert found["weight_bytes"] == 2 * found["num_parameters"]
+
+
+def test_inspect_reads_the_header_of_a_gguf_file_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    gguf_llama(tmp_path / "tiny.gguf")
+    folder = resolve(ModelSource(source=str(tmp_path / "tiny.gguf")), tmp_path / "converted")
+    assert run("inspect", str(folder), "--json") == 0
+    wanted = json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("MANGO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mango.checkpoints.gguf._convert", refuse)
+    for _ in range(2):
+        assert run("inspect", str(tmp_path / "tiny.gguf"), "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found | {"source": ""} == wanted | {"source": ""}
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_inspect_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
