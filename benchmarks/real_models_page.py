@@ -16,19 +16,20 @@ Or it keeps its tokenizer and its edges, and joins whole across a bridge (`edges
 
 Of the runs that are kept here, made in several calls on two CPU cores that other work shared:
 
-**Across bridges, fused softly, all three beat the trunk on code and prose together by far more than two standard errors,
-and are better on either; they also beat whole-model routing, each model with its own tokens.** What helps is the mixture:
-a hard choice among them gains nothing, since each guest alone loses 0.05 to 0.07 bits per byte on its bridge. The router
-has one linear layer, is fitted to the loss of the mixture, and was chosen by cross-validation on calibration text after
-the default router of `params.yaml` had learnt twelve calibration sequences by heart and gained 0.010 ± 0.008 on the first
-draw's test text.
+**Across bridges, fused softly, all three beat the trunk on code and prose together by far more than two standard
+errors, and are better on either; they also beat whole-model routing, each model with its own tokens.** What helps is
+the mixture: a hard choice among them gains nothing, since each guest alone loses 0.05 to 0.07 bits per byte on its
+bridge. The router has one linear layer, is fitted to the loss of the mixture, and was chosen by cross-validation on
+calibration text after the default router of `params.yaml` had learnt twelve calibration sequences by heart and gained
+0.010 ± 0.008 on the first draw's test text.
 
-**Where other tokenizers stop it: no other fusion here beats its trunk.** Whole guests with the trunk's vocabulary lose more
-by it (unknown tokens spelt with their own, no training) than they may be ahead of the trunk, so routing among them picks
-the trunk throughout; Gemma moreover expects a token for the beginning of a text, which the trunk's rows do not have. Spans
-between adapters train, but what twenty steps teach is mostly the router's way back to the trunk: soft fusion ends level
-with it, and hard top-1 chooses it alone. Not measured: longer training, whole transplanted guests fused, transplants by
-sparse combination (`omp`, stopped after 14 minutes of one core on Qwen), and longer texts than 128 tokens.
+**Where other tokenizers stop it: no other fusion here beats its trunk.** Whole guests with the trunk's vocabulary
+lose more by it (unknown tokens spelt with their own, no training) than they may be ahead of the trunk, so routing
+among them picks the trunk throughout; Gemma moreover expects a token for the beginning of a text, which the trunk's
+rows do not have. Spans between adapters train, but what twenty steps teach is mostly the router's way back to the
+trunk: soft fusion ends level with it, and hard top-1 chooses it alone. Not measured: longer training, whole
+transplanted guests fused, transplants by sparse combination (`omp`, stopped after 14 minutes of one core on Qwen),
+and longer texts than 128 tokens.
 """
 
 LABELS = {
