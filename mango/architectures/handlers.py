@@ -77,6 +77,14 @@ class Handler:
         """Tell whether its cache cannot carry a span, so that a span reads all its tokens again in each step."""
         return False
 
+    def bypassed(self, states: torch.Tensor) -> Any:
+        """Return what a module in front of the blocks returns where the stream is given instead.
+
+        Args:
+            states: the stream.
+        """
+        return states
+
     def settle(self, config: Any) -> None:
         """Change a configuration so that the model computes the same wherever its blocks are, and leaves its weights.
 
@@ -221,6 +229,18 @@ class Rereads(Handler):
         return True
 
 
+class PairedEmbeddings(Handler):
+    """Models whose embedding returns the number of patches beside the stream."""
+
+    def bypassed(self, states: torch.Tensor) -> Any:
+        """Return the stream and nothing beside it.
+
+        Args:
+            states: the stream.
+        """
+        return states, None
+
+
 class NoRescaling(Rereads):
     """RWKV halves its stream every few blocks, and weights to match, by changing them where they are."""
 
@@ -269,6 +289,7 @@ ARCHITECTURES.register("bloom", NoParams)(LinearBias())
 ARCHITECTURES.register("mpt", NoParams)(SharedLinearBias())
 for _name in ("git", "minimax", "recurrent_gemma"):
     ARCHITECTURES.register(_name, NoParams)(Rereads())
+ARCHITECTURES.register("data2vec-vision", NoParams)(PairedEmbeddings())
 ARCHITECTURES.register("rwkv", NoParams)(NoRescaling())
 for _name in ("mamba", "falcon_mamba", "jamba"):
     ARCHITECTURES.register(_name, NoParams)(SingleSteps())

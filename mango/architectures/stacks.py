@@ -156,7 +156,8 @@ def around(
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the modules with parameters that run before, between and after the blocks, relative to `scope`.
 
-    A norm after the blocks counts without parameters too, unless it runs elsewhere as well.
+    A norm after the blocks counts without parameters too, unless it runs elsewhere as well; one that runs once before
+    them and once after them is on both sides.
     """
     blocks = candidate.path
     inner = blocks.removeprefix(f"{scope}.") if scope else blocks
@@ -164,6 +165,7 @@ def around(
     position = {id(call): number for number, call in enumerate(trace.calls)}
     first, last = position[id(candidate.calls[0])], position[id(candidate.calls[-1])]
     groups: tuple[dict[str, None], dict[str, None], dict[str, None]] = ({}, {}, {})
+    framed: dict[str, None] = {}
     for number, call in enumerate(trace.calls):
         inside_scope = not scope or call.path == scope or call.path.startswith(f"{scope}.")
         if not inside_scope or call.path in ancestors or call.path == blocks or call.path.startswith(f"{blocks}."):
@@ -175,12 +177,16 @@ def around(
             continue
         module = model.get_submodule(call.path)
         if not any(True for _ in module.parameters()):
-            norm = number > last and "norm" in type(module).__name__.lower()
-            if not norm or sum(other.path == call.path for other in trace.calls) > 1:
+            runs = [position[id(other)] for other in trace.calls if other.path == call.path]
+            once = runs == [number] and number > last
+            framing = len(runs) == 2 and runs[0] < first and runs[1] > last
+            if "norm" not in type(module).__name__.lower() or not (once or framing):
                 continue
+            if framing:
+                framed[call.path.removeprefix(f"{scope}.") if scope else call.path] = None
         name = call.path.removeprefix(f"{scope}.") if scope else call.path
         groups[0 if number < first else 2 if number > last else 1][name] = None
-    twice = set(groups[0]) & set(groups[2])
+    twice = (set(groups[0]) & set(groups[2])) - set(framed)
     for name in sorted(twice):
         groups[0].pop(name)
         groups[2].pop(name)

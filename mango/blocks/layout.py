@@ -138,7 +138,10 @@ def fill_layout(plan: Plan, computed: dict[str, TensorInfo], where: str) -> Layo
         own = {name: found[name] for name in sorted(found) if name.startswith(prefix)}
         shared = [name for name in wanted if name.startswith(prefix) and name not in own]
         if shared:
-            raise ArchitectureError(f"{where}: block {index} shares {shared[0]!r} with another part of the model")
+            raise ArchitectureError(
+                f"{where}: block {index} shares {shared[0]!r} with another part of the model, and a block is stored "
+                "with weights of its own; models whose blocks share weights cannot be extracted"
+            )
         blocks.append((type(block).__name__, own))
     edges = {name: found[name] for name in sorted(found) if not name.startswith(f"{components.blocks_path}.")}
     return Layout(components, tuple(blocks), edges)

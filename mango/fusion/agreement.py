@@ -18,7 +18,7 @@ from mango.architectures.meta import MODEL_FAILURES, is_unsaved
 from mango.architectures.tasks import SEQ2SEQ, class_for
 from mango.blocks import BlockStore
 from mango.errors import ArchitectureError
-from mango.fusion.comparison import check_stream, compare
+from mango.fusion.comparison import UnfitError, check_stream, compare
 from mango.fusion.core import MolPreTrainedModel
 from mango.fusion.encoder_agreement import EncoderTrace
 from mango.fusion.expert import FusedExpert
@@ -70,6 +70,8 @@ def check_agreement(model: MolPreTrainedModel, store: BlockStore) -> None:
                     if fused.tail is not None:
                         assert isinstance(fused.tail, Tail)
                         trace.check_tail(fused.tail, f"{name!r}: the final norm and head")
+        except UnfitError as error:
+            raise ArchitectureError(f"{name!r} ({parts.architecture}) cannot be fused: {error}") from error
         except MODEL_FAILURES as error:
             raise ArchitectureError(
                 f"{name!r} ({parts.architecture}) cannot be fused: its blocks do not run on their own: "
@@ -129,7 +131,7 @@ def _refuse_inner_states(base: nn.Module, num_rows: int) -> None:
     for path, module in base.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == num_rows:
-                raise TypeError(f"{type(base).__name__} keeps a state in {path}.{name} and not in its cache")
+                raise UnfitError(f"{type(base).__name__} keeps a state in {path}.{name} and not in its cache")
 
 
 def _incoming(call: BlockCall) -> Tensor:
@@ -146,7 +148,7 @@ class _Trace:
         taken = accepted(base, parts)
         missing = [name for name in _NEEDED if name not in taken]
         if missing:
-            raise TypeError(
+            raise UnfitError(
                 f"{type(base).__name__} takes no {', '.join(missing)}, which a causal model's spans are given"
             )
         length = min(NUM_TOKENS, parts.max_positions or NUM_TOKENS)
@@ -193,7 +195,7 @@ class _Trace:
         found = source(input_ids=ids, attention_mask=mask, use_cache=False, **placed).logits
         real = self.mask[:, :-1]
         if not found[:, :-1][real].allclose(self.logits[:, :-1][real], rtol=1e-3, atol=1e-5):
-            raise TypeError(f"in {name} a token sees those behind it, so it does not write text token by token")
+            raise UnfitError(f"in {name} a token sees those behind it, so it does not write text token by token")
 
     def _refuse_counting(self, source: PreTrainedModel, call: BlockCall, name: str) -> None:
         """Refuse a model that gives a token another vector at another place, without being told the place."""
@@ -201,7 +203,7 @@ class _Trace:
         moved = capture_block_calls(source, self.ids[:1, order])[0]
         found, wanted = _incoming(moved), _incoming(call)
         if not found[0].allclose(wanted[0, order], rtol=1e-3, atol=1e-5 * float(wanted.abs().max())):
-            raise TypeError(
+            raise UnfitError(
                 f"{name} takes no position_ids and places tokens by counting them, so an expert that processes some "
                 "tokens alone would place them wrongly"
             )
@@ -227,7 +229,7 @@ class _Trace:
                 out if isinstance(out, Tensor) else out[0] for out in (block(*args, **kwargs), call.output)
             )
             if not found[0, -1].allclose(wanted[0, -1], rtol=1e-3, atol=1e-5 * float(wanted.abs().max())):
-                raise TypeError(
+                raise UnfitError(
                     f"{name} does not place tokens where position_ids say, and its blocks tell the order of tokens "
                     f"apart (block {number})"
                 )

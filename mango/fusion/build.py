@@ -25,7 +25,8 @@ from mango.fusion.layout import OTHER_WAYS, Layout, make_layout
 from mango.fusion.names import canonical, true_names
 from mango.fusion.params import AdapterParams, FusionParams, RouterParams
 from mango.fusion.pruning import why_opaque
-from mango.fusion.tasks import IMAGES, SOURCE_TASKS, task_of_source
+from mango.fusion.stages import why_no_row
+from mango.fusion.tasks import IMAGES, SOURCE_TASKS, task_of_source, why_no_task
 
 
 def build_fused(
@@ -58,12 +59,21 @@ def build_fused(
             maps[name] = as_reader(configs[name], maps[name], name, trunk=name == fusion.trunk)
     for name in names:
         if maps[name].task != task_of_source(fusion.task, configs[name]):
+            never = why_no_task(maps[name])
+            if never is not None:
+                raise ArchitectureError(f"fusion: {name!r} ({maps[name].architecture}) {never}")
             raise ArchitectureError(
                 f"fusion: {name!r} ({maps[name].architecture}) is for {maps[name].task}, and fusion.task is "
                 f"{fusion.task}, which fuses models for {SOURCE_TASKS[fusion.task]}; `mango architectures` lists what "
                 "can be fused"
             )
     head = HEADS[fusion.task]
+    for name in names:
+        reason = _why_not(fusion.task, configs[name], maps[name])
+        if reason is not None:
+            raise ArchitectureError(
+                f"fusion: {name!r} ({maps[name].architecture}): {reason}; it can be neither trunk nor expert"
+            )
     _check_classes(store, fusion, names)
     _check_tokenizers(store, fusion, names)
     layout = make_layout(fusion, maps)
@@ -120,6 +130,22 @@ def build_fused(
     check_bridges(model)
     _check_heads(model)
     return model
+
+
+def _why_not(task: str, config: PretrainedConfig, parts: ComponentMap) -> str | None:
+    """Return why a source model for a task cannot be fused at all, as far as its map tells, or None."""
+    if task == IMAGES:
+        if parts.vocab_size:
+            return "it reads images as token ids and not as pixel_values, which all experts must share"
+        return why_no_row(parts)
+    if task == SEQ2SEQ and not getattr(config, "is_encoder_decoder", False):
+        return (
+            "what it reads stands among the tokens that it writes, and none of its stacks is a decoder that attends to "
+            "an encoder"
+        )
+    if not parts.vocab_size:
+        return "none of its modules is the table that its token ids are looked up in, so its tokens cannot be told"
+    return None
 
 
 def _check_cuts(layout: Layout, maps: dict[str, ComponentMap]) -> None:

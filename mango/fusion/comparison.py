@@ -7,6 +7,11 @@ from torch import Tensor
 
 from mango.errors import ArchitectureError
 
+
+class UnfitError(TypeError):
+    """Says why a source model cannot be cut into spans, found by running it; its name is added where it is known."""
+
+
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value, in float32; parts run the source model's own code."""
 
@@ -20,10 +25,10 @@ def check_stream(states: Tensor, ids: Tensor, what: str) -> None:
         what: the model, for the message.
 
     Raises:
-        TypeError: they have.
+        UnfitError: they have.
     """
     if states.ndim != 3 or states.shape[:2] != ids.shape:
-        raise TypeError(
+        raise UnfitError(
             f"the blocks of {what} read a stream of shape {list(states.shape)} for {list(ids.shape)} tokens, and a "
             "fused stream has one vector for each token"
         )

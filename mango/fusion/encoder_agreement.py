@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mango.architectures import ComponentMap, InputMaker, block_list
-from mango.fusion.comparison import compare
+from mango.fusion.comparison import UnfitError, compare
 from mango.fusion.encoder_shells import EncoderTail, NormTail, takes_tokens
 from mango.fusion.pruning import is_opaque
 from mango.fusion.shells import Body, Tail
@@ -50,7 +50,7 @@ class EncoderTrace:
         else:
             self.mask = torch.ones(self.states[0].shape[:2], dtype=torch.bool)
         if len(self.states) != parts.num_blocks + 1:
-            raise TypeError(f"{type(base).__name__} ran {len(self.states) - 1} of its {parts.num_blocks} blocks")
+            raise UnfitError(f"{type(base).__name__} ran {len(self.states) - 1} of its {parts.num_blocks} blocks")
 
     def _watch(self, source: PreTrainedModel, parts: ComponentMap, base: nn.Module) -> list[Any]:
         seen: set[nn.Module] = set()

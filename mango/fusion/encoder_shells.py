@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mango.architectures import ComponentMap
+from mango.architectures.handlers import Handler, handler_for
 from mango.errors import ArchitectureError
 from mango.fusion.pruning import closed, is_opaque, pruned, put
 from mango.fusion.shells import Body, StatesAlone, Tail
@@ -33,11 +34,13 @@ class Bypass(nn.Module):
     Args:
         holder: has the states.
         original: the module that it stands for, without data.
+        handler: knows in what form it returns them.
     """
 
-    def __init__(self, holder: Holder, original: nn.Module) -> None:
+    def __init__(self, holder: Holder, original: nn.Module, handler: Handler) -> None:
         super().__init__()
         self._holder = holder
+        self._handler = handler
         self.__dict__["_original"] = original  # no part of this one: it holds no data
 
     def __getattr__(self, name: str) -> Any:
@@ -46,15 +49,15 @@ class Bypass(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_original"], name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the states."""
         assert self._holder.states is not None
-        return self._holder.states
+        return self._handler.bypassed(self._holder.states)
 
 
 def _bypass(base: nn.Module, parts: ComponentMap, holder: Holder) -> None:
     for path in parts.before:
-        put(base, path, Bypass(holder, base.get_submodule(path)))
+        put(base, path, Bypass(holder, base.get_submodule(path), handler_for(parts.model_type)))
 
 
 def enter_behind(base: nn.Module, parts: ComponentMap, holder: Holder) -> None:

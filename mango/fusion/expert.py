@@ -115,7 +115,9 @@ class FusedExpert(nn.Module):
         self.outputs = nn.ModuleDict({str(i): new(parts.width, width) for i in range(count) if outputs[i]})
 
         self.spans = [(span.start, span.stop) for span in expert.spans]
-        self.ties = shared_names(true_names(self, config, parts, self.spans))
+        weights = {name for name, _ in self.named_parameters(remove_duplicate=False)}  # buffers are stored each
+        names = true_names(self, config, parts, self.spans)
+        self.ties = shared_names({name: true for name, true in names.items() if name in weights})
 
     def enter(self, span: int, states: Tensor) -> Tensor:
         """Bring states of the trunk to a span."""

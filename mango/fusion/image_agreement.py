@@ -15,7 +15,7 @@ from mango.architectures import InputMaker
 from mango.architectures.meta import MODEL_FAILURES
 from mango.errors import ArchitectureError
 from mango.fusion.cache import FusedCache
-from mango.fusion.comparison import compare
+from mango.fusion.comparison import UnfitError, compare
 from mango.fusion.image_shells import TextBody, places_of
 from mango.fusion.image_text import MolForImageTextToText
 from mango.fusion.routers import Selection
@@ -37,7 +37,7 @@ def image_inputs(source: PreTrainedModel, *, rows: int = 1) -> dict[str, Tensor]
         rows: number of rows.
 
     Raises:
-        TypeError: no image can be made for it.
+        UnfitError: no image can be made for it.
     """
     problems: list[BaseException | str] = []
     for inputs in _tries(source, rows):
@@ -54,9 +54,27 @@ def image_inputs(source: PreTrainedModel, *, rows: int = 1) -> dict[str, Tensor]
         if not seen.equal(other):
             return inputs
         problems.append("it does not notice another image")
-    lines = str(problems[0]).splitlines() if problems else ["it has no get_image_features"]
-    raise TypeError(
-        f"no image could be made on which {type(source).__name__} is compared: {lines[0] if lines else 'no message'}"
+    raise UnfitError(
+        f"no image could be made on which {type(source).__name__} is compared: {_why_no_image(source, problems)}"
+    )
+
+
+def _why_no_image(source: PreTrainedModel, problems: list[BaseException | str]) -> str:
+    base: Any = getattr(source, "model", source)
+    if not hasattr(base, "get_image_features"):
+        return "it has no get_image_features, which tells how many tokens an image takes"
+    given = ("self", "pixel_values", *_BESIDE)
+    unknown = [n for n, p in _parameters(base).items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    unknown = [name for name in unknown if name not in given]
+    if unknown:
+        return f"it reads {', '.join(unknown)} beside pixel_values, and what these hold is not known"
+    first = problems[0]
+    told = " ".join(str(first).split()) or "no message"
+    if isinstance(first, str):
+        return told
+    return (
+        "images of the size, in the tiles and in the patches that its configuration names do not fit it "
+        f"({type(first).__name__}: {told})"
     )
 
 
@@ -134,7 +152,7 @@ def check_images(model: MolForImageTextToText, source: PreTrainedModel) -> None:
 
     Raises:
         ArchitectureError: they differ.
-        TypeError: no image can be made for it.
+        UnfitError: no image can be made for it.
     """
     inputs = image_inputs(source)
     wanted = source(**inputs).logits

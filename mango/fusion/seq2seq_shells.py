@@ -161,7 +161,7 @@ class DecoderBody(Body):
     def drop_before(self, base: nn.Module, parts: ComponentMap) -> None:
         """Let the states that come in stand for what runs before the blocks."""
         for path in parts.before:
-            put(base, path, Bypass(self.holder, base.get_submodule(path)))
+            put(base, path, Bypass(self.holder, base.get_submodule(path), handler_for(parts.model_type)))
 
     def new_cache(self) -> Any:
         """Return an empty cache of the span's own keys and values, and of those that it makes of the encoder's."""
@@ -237,10 +237,10 @@ class DecoderTail(Tail):
         self.holder = Holder()
         base = model.get_submodule(own.base_prefix)
         for path in own.before:
-            put(base, path, Bypass(self.holder, base.get_submodule(path)))
+            put(base, path, Bypass(self.holder, base.get_submodule(path), handler_for(parts.model_type)))
         enter_behind(base, own, self.holder)
         encoder = stack_parts(parts, "encoder").base_prefix
-        put(model, encoder, Bypass(self.holder, model.get_submodule(encoder)))
+        put(model, encoder, Bypass(self.holder, model.get_submodule(encoder), handler_for(parts.model_type)))
         inside = parts.embeddings.startswith(f"{encoder}.")
         if not inside and parts.embeddings != parts.head:
             table = model.get_submodule(parts.embeddings)

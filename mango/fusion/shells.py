@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
@@ -71,8 +70,33 @@ class StatesAlone(BaseModelOutputWithPoolingAndCrossAttentions):
             raise AttributeError(name)
 
 
-def _drop_before(base: nn.Module, parts: ComponentMap) -> None:
+class _PassingBehind(_Passing):
+    """Stands for a module that runs before the blocks and again behind them, where it returns the states it is given.
+
+    Args:
+        original: the module.
+        base: the model whose forward pass runs it.
+    """
+
+    def __init__(self, original: nn.Module, base: nn.Module) -> None:
+        super().__init__(original)
+        self._ran = False
+        base.register_forward_pre_hook(self._begin)
+
+    def _begin(self, _module: nn.Module, _args: Any) -> None:
+        self._ran = False
+
+    def forward(self, states: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._ran:
+            return states
+        self._ran = True
+        return self.__dict__["_original"](states, *args, **kwargs)
+
+
+def _drop_before(base: nn.Module, parts: ComponentMap, kept: tuple[str, ...] = ()) -> None:
     for path in parts.before:
+        if path in kept:
+            continue
         module = base.get_submodule(path)
         put(base, path, _Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else _Same())
 
@@ -140,7 +164,9 @@ class Body(GradientCheckpointingLayer):
                 )
             self.drop_before(base, parts)
         for path in parts.after:
-            put(base, path, _Passing(base.get_submodule(path)))
+            module = base.get_submodule(path)
+            framing = front and path in parts.before
+            put(base, path, _PassingBehind(module, base) if framing else _Passing(module))
         self.base: PreTrainedModel = base  # type: ignore[assignment]
         self.front = front
         self.start = start
@@ -151,9 +177,10 @@ class Body(GradientCheckpointingLayer):
         handler = handler_for(parts.model_type)
         self.packed, self.even, self.rereads = False, False, False
         self._accepted = accepted(base, parts)
+        self._makers: list[LayerMaker]
         if parts.task == IMAGE_TEXT:
-            self._makers: list[LayerMaker] = [DynamicLayer] * (stop - start)
-            self._skipped = start
+            self._makers, self._skipped = layer_makers(config, parts.num_blocks, start, stop)
+            self.packed = keeps_state(self._makers)
         if parts.task == CAUSAL:
             self._makers, self._skipped = layer_makers(config, parts.num_blocks, start, stop)
             self.even = handler.places_rows_alike()
@@ -342,7 +369,7 @@ class Tail(nn.Module):
             raise ArchitectureError(f"{parts.architecture}: it has no output projection")
         model = pruned(config, parts, 0, 0)
         base = model.get_submodule(parts.base_prefix)
-        _drop_before(base, parts)
+        _drop_before(base, parts, kept=parts.after)
         self.model = model
         self._accepted = accepted(base, parts)
         if _reads_ids(base, parts):

@@ -6,7 +6,8 @@ from typing import Literal
 
 from transformers import PretrainedConfig
 
-from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, MASKED, SEQ2SEQ, class_for
+from mango.architectures import ComponentMap
+from mango.architectures.tasks import BASE, CAUSAL, IMAGE_TEXT, MASKED, SEQ2SEQ, class_for
 
 FusedTask = Literal[
     "causal-lm", "masked-lm", "sentence-embedding", "seq2seq-lm", "image-classification", "image-text-to-text"
@@ -41,3 +42,23 @@ def task_of_source(task: str, config: PretrainedConfig) -> str:
     if task == IMAGE_TEXT and class_for(config, IMAGE_TEXT) is None:
         return CAUSAL
     return SOURCE_TASKS[task]
+
+
+def why_no_task(parts: ComponentMap) -> str | None:
+    """Return why no fused model takes a model of what it is built for, as the end of a sentence, or None.
+
+    Args:
+        parts: where it keeps its parts.
+    """
+    if parts.task in SOURCE_TASKS.values():
+        return None
+    known = ", ".join(SOURCE_TASKS)
+    if parts.task == BASE:
+        return (
+            f"has no head, and a fused model predicts with those of its sources: fusion.task may be {known}; its "
+            "blocks can be extracted and run alone"
+        )
+    return (
+        f"is built for {parts.task}, and no fused model is: fusion.task may be {known}; its blocks can be extracted "
+        "and run alone"
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from mango.merging.pipeline import Maker
 from mango.merging.registry import MERGERS, MergeMethod
 from mango.tensors import item_bytes, torch_dtype
 from mango.tensors.pieces import device_piece_elements, wide_piece_elements
+
+_PIECES_AHEAD = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,7 @@ def prepare(output: OutputTensor, device: torch.device | str = "cpu") -> Prepare
         return Prepared(output, tensors[:1], None, {}, device)
     method = MERGERS[output.method]
     arguments = _arguments(output, method)
-    with own_stream(device):
+    with own_stream(device, loads=True):
         tensors = tuple(source.load_to(device) for _, source in output.sources)
         base = None if output.base is None else output.base[1].load_to(device)
         statistics = tuple(None if source is None else source.load_to(device) for source in output.statistics)
@@ -136,6 +140,7 @@ class TensorMaker(Maker["torch.Tensor"]):
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._devices = devices
+        self._accelerated = all(device.type != "cpu" for device in devices)
 
     def calls(self, output: OutputTensor, index: int) -> Iterator[Callable[[], torch.Tensor]]:
         """Load a tensor to its device, measure it, and yield calls that make its pieces."""
@@ -156,12 +161,38 @@ class TensorMaker(Maker["torch.Tensor"]):
         """Return how many pieces a thread makes at a time; those of an accelerator are large."""
         return super().at_once(index) if self._device(index).type == "cpu" else 1
 
+    def window(self) -> int | None:
+        """Return how many pieces of a file may wait: page-locked ones are large, and cost the first merge of a process.
+
+        Six are enough for all files together to keep the threads at work.
+        """
+        return _PIECES_AHEAD if self._accelerated else super().window()
+
+    def num_files(self, num_threads: int) -> int:
+        """Return how many files are written at the same time; none waits for another beside an accelerator."""
+        return num_threads if self._accelerated else super().num_files(num_threads)
+
+    def loaders(self, num_threads: int) -> AbstractContextManager[ThreadPoolExecutor | None]:
+        """Return threads that fill an accelerator's memory, so that no piece waits behind tensors of later ones."""
+        if not self._accelerated:
+            return super().loaders(num_threads)
+        return _loading_threads(num_threads)
+
     def view(self, piece: torch.Tensor) -> memoryview:
         """Return the bytes of a piece on the CPU."""
         return piece.detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
     def _device(self, index: int) -> torch.device:
         return self._devices[index % len(self._devices)]
+
+
+@contextmanager
+def _loading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(count, thread_name_prefix="mango-load")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def combine_whole(output: OutputTensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch
 from mango.errors import ConfigError
 
 _STAGED_BYTES = 2**25  # of page-locked memory at a time: threads take turns at the interpreter for each part
-_NUM_STREAMS = 8  # each keeps memory of its own that was freed
+_NUM_STREAMS = 8  # of each kind; each keeps memory of its own that was freed
+_AHEAD_BYTES = 2**30
 _own = threading.local()
 _turns = itertools.count()
 
@@ -24,11 +25,11 @@ def bytes_ahead(device: torch.device) -> int:
     Args:
         device: an accelerator.
     """
-    return int(torch.cuda.get_device_properties(device).total_memory) // 64
+    return min(_AHEAD_BYTES, int(torch.cuda.get_device_properties(device).total_memory) // 64)
 
 
 @cache
-def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
+def _stream(device: torch.device, number: int, loads: bool) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
@@ -75,17 +76,18 @@ def parse_devices(text: str) -> tuple[torch.device, ...]:
 
 
 @contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
+def own_stream(device: torch.device, *, loads: bool = False) -> Iterator[None]:
     """Let what the body starts on an accelerator run beside what other threads start, and wait for it at the end.
 
     Args:
         device: ``cpu`` changes nothing.
+        loads: it copies whole tensors there, which what computes on others should not have to wait for.
     """
     if device.type == "cpu":
         yield
         return
     number = _own.__dict__.setdefault("number", next(_turns) % _NUM_STREAMS)
-    stream = _stream(device, number)
+    stream = _stream(device, number, loads)
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()

@@ -334,9 +334,9 @@ def _write_weights(
 
     plain = device == "cpu" and is_plain(ready.tensors)
     maker: Maker[Any] = ArrayMaker() if plain else TensorMaker(parse_devices(device))
-    with (merge_threads if plain else compute_threads)(threads) as (pool, count):
-        lane = Lane(pool, count, maker)
-        num_lanes = max(1, min(len(shards), count // 2))
+    with (merge_threads if plain else compute_threads)(threads) as (pool, count), maker.loaders(count) as loaders:
+        lane = Lane(pool, count, maker, loaders=loaders, window=maker.window())
+        num_lanes = max(1, min(len(shards), maker.num_files(count)))
         # A thread even for one file: where a deep stack ends a page, Python 3.11 maps and unmaps it at each call.
         with ThreadPoolExecutor(num_lanes, thread_name_prefix="mango-lane") as lanes:
             try:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -64,6 +64,19 @@ class Maker(ABC, Generic[Piece]):
         """Return how many pieces a thread makes before the next thread is told."""
         del index
         return PIECES_AT_ONCE
+
+    def window(self) -> int | None:
+        """Return how many pieces of a file may wait to be written; None for what suits the number of threads."""
+        return None
+
+    def num_files(self, num_threads: int) -> int:
+        """Return how many files are written at the same time; what computes on the CPU needs the other threads."""
+        return num_threads // 2
+
+    def loaders(self, num_threads: int) -> AbstractContextManager[ThreadPoolExecutor | None]:
+        """Return a block that has threads which prepare tensors, or None where those that compute do."""
+        del num_threads
+        return nullcontext()
 
     @abstractmethod
     def view(self, piece: Piece) -> memoryview:
@@ -127,11 +140,22 @@ class Lane(Generic[Piece]):
         pool: threads that compute.
         num_threads: how many they are.
         maker: what computes.
+        loaders: threads that prepare tensors; those that compute by default, which then come to pieces late.
+        window: how many pieces may wait to be written; by default enough for every thread to have two.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, num_threads: int, maker: Maker[Piece]) -> None:
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        num_threads: int,
+        maker: Maker[Piece],
+        *,
+        loaders: ThreadPoolExecutor | None = None,
+        window: int | None = None,
+    ) -> None:
         self._pool = pool
-        self._window = 2 * num_threads + 2
+        self._loaders = loaders or pool
+        self._window = window or 2 * num_threads + 2
         self._ahead = num_threads + 1
         self._maker = maker
         self._is_stopped = False
@@ -189,9 +213,9 @@ class Lane(Generic[Piece]):
                 held -= its_cost
                 yield number, (future if whole else future.result())  # type: ignore[misc]
             if small:
-                waiting.append((index, self._pool.submit(self._whole, output, index), True, cost))
+                waiting.append((index, self._loaders.submit(self._whole, output, index), True, cost))
             else:
-                waiting.append((index, self._pool.submit(self._maker.calls, output, index), False, cost))
+                waiting.append((index, self._loaders.submit(self._maker.calls, output, index), False, cost))
             held += cost
         while waiting:
             number, future, whole, _ = waiting.popleft()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mango.tensors.brackets import Bracket, Found
+from mango.tensors.kernels import can_fuse
 from mango.tensors.pieces import piece_elements, pieces, wide_piece_elements
 from mango.tensors.scratch import Scratch
 
@@ -69,12 +70,26 @@ class Kept:
         Returns:
             The same piece; NaN and infinity stay, so that damage does not disappear.
         """
-        late = min(max(self.last_tie + 1 - first_position, 0), len(values))
-        below = min(self.threshold, sys.float_info.max)
-        for part, most in ((values[:late], math.nextafter(below, -math.inf)), (values[late:], below)):
+        late, most_early, most_late = self.limits(first_position, len(values))
+        for part, most in ((values[:late], most_early), (values[late:], most_late)):
             if len(part):  # what is at most that becomes zero
                 torch.hardshrink(part, most, out=part)
         return values
+
+    def limits(self, first_position: int, num_elements: int) -> tuple[int, float, float]:
+        """Return what tells the elements of a piece that become zero.
+
+        Args:
+            first_position: flat position of its first element in the tensor.
+            num_elements: how many it has.
+
+        Returns:
+            How many of its elements come no later than the last tie that is kept; the largest magnitude that becomes
+            zero among them, and among those behind them.
+        """
+        below = min(self.threshold, sys.float_info.max)
+        early = min(max(self.last_tie + 1 - first_position, 0), num_elements)
+        return early, math.nextafter(below, -math.inf), below
 
 
 def num_kept(density: float, num_elements: int) -> int:
@@ -144,9 +159,13 @@ class _Magnitudes:
     def choose(self, counts: Sequence[int]) -> list[Kept]:
         """Return the choice for counts that are over 0 and below the size."""
         brackets = self._brackets(counts)
-        for piece in self._pieces():
+        if self._magnitude is None and can_fuse(*self._flat):
             for bracket in brackets:
-                bracket.look_at(piece)
+                bracket.look_at_once(list(pieces(self._flat, self._step)))
+        else:
+            for piece in self._pieces():
+                for bracket in brackets:
+                    bracket.look_at(piece)
         return [
             self._kept(bracket.find(count) or self._by_bins(count))
             for bracket, count in zip(brackets, counts, strict=True)

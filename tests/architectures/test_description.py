@@ -8,6 +8,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    NanoChatConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -98,3 +99,12 @@ def test_equal_configs_share_one_result_and_others_do_not() -> None:
     first = describe(LlamaConfig(**WIDTHS, vocab_size=66))
     assert describe(LlamaConfig(**WIDTHS, vocab_size=66)) is first
     assert describe(LlamaConfig(**WIDTHS, vocab_size=67)).vocab_size == 67
+
+
+def test_a_norm_without_weights_on_both_sides_of_the_blocks_is_on_both_sides() -> None:
+    config = NanoChatConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=40, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    parts = describe(config)
+    assert (parts.before, parts.after) == (("embed_tokens", "norm"), ("norm",))

@@ -15,7 +15,9 @@ from mango.architectures import InputMaker, Stack, build_class, describe, task_o
 from mango.architectures.handlers import handler_for
 from mango.architectures.meta import MODEL_FAILURES
 from mango.architectures.tasks import CAUSAL, IMAGE_TEXT, SEQ2SEQ, TASKS
-from mango.errors import MangoError
+from mango.architectures.trace import tensors_in
+from mango.errors import ArchitectureError, MangoError
+from mango.fusion.tasks import why_no_task
 from tests.conformance import probe
 from tests.conformance.recipe import MAX_PARAMETERS, filled_config, num_parameters, shallow_config, tiny_config
 
@@ -151,8 +153,8 @@ def check(model_type: str, *, fuse: bool = True) -> Row:
     if not fuse:
         return row
     if tiny.task not in PARTNERS:
-        problem = f"models for {tiny.task} are not fused so far"
-        row.reason = row.reason or problem
+        refused = one_line(ArchitectureError(f"fusion: 'typed' ({parts.architecture}) {why_no_task(parts)}"))
+        row.reason = f"{row.reason}; {refused}" if row.reason else refused
         return row
     found = fused(tiny)
     problem, row.whole = found.problem, found.whole
@@ -217,12 +219,12 @@ def portable(tiny: Tiny, stack: Stack) -> str | None:
     notes: list[dict[str, Any]] = []
     entries = list(model.get_submodule(stack.path).children())
     likes = {id(call.block): call.output for call in calls}
-    stubs: list[nn.Module] = [probe.Stub(block, likes[id(block)], handler, notes) for block in entries]
-    with probe.swapped(model, stack, stubs):
-        try:
+    stubs = [probe.Stub(block, likes[id(block)], handler, notes) for block in entries]
+    try:
+        with probe.stubbed(entries, stubs):
             probe.run(model, zeros)
-        except FAILURES as error:
-            return f"it does not run on zero inputs without its blocks: {one_line(error)}"
+    except FAILURES as error:
+        return _why_not_without(model, zeros, calls, error)
     if len(notes) != len(calls):
         return f"without its blocks {len(notes)} of {len(calls)} are called"
     wrong: dict[str, None] = {}
@@ -232,6 +234,20 @@ def portable(tiny: Tiny, stack: Stack) -> str | None:
         what = "data passes from block to block in" if set(wrong) & set(stack.carried) else "blocks are given other"
         return f"{what} {', '.join(sorted(wrong))} when the model runs on zero inputs without its blocks"
     return None
+
+
+def _why_not_without(
+    model: PreTrainedModel, zeros: dict[str, Any], calls: list[probe.Ran], error: BaseException
+) -> str:
+    """Return what a model misses that does not run on zero inputs without its blocks."""
+    try:
+        probe.run(model, zeros)
+    except FAILURES:
+        return "its forward pass does not run on embeddings in the place of token ids"
+    extra = any(len(list(tensors_in(call.output))) > 1 for call in calls)
+    if extra or any(isinstance(call.output, tuple) and len(call.output) > 1 for call in calls):
+        return "its blocks return more than the stream, and their model reads it, so none of them can be left out"
+    return f"its model does not run without its blocks: {one_line(error)}"
 
 
 def _zeroed(model: PreTrainedModel, inputs: dict[str, Any], *, keep: bool) -> dict[str, Any] | None:

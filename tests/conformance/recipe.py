@@ -366,6 +366,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "vipllava": {"vision_feature_layers": [-2, -1]},
     "xmod": {"default_language": "en_XX"},
     "falcon_h1": {"mamba_d_ssm": WIDTH, "mamba_n_heads": HEADS, "mamba_d_head": HEAD_DIM},
+    "hrm_text": {"num_hidden_layers": 16},  # two blocks, in each of the two cycles four times
+    "xlstm": {"qk_dim_factor": 1.0},  # what its cache and its blocks make of smaller ones differs
+    "inkling2": {"quantization_config": None},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
 }
 """Fields of single model types that no rule by name or value finds."""

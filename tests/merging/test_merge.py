@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from mango.checkpoints import Checkpoint, ModelSource, sha256_file, verify
 from mango.config import Frozen
 from mango.errors import MergeError
 from mango.merging import MERGERS, load_document, merge, merge_method, plan
+from mango.merging.combining import TensorMaker
 from tests.merging.conftest import VOCABULARY, save_tokenizer
 from tests.merging.documents import DOCUMENTS, Family, MakeModel, document, weights
 from tests.reference import merging as reference
@@ -155,6 +158,40 @@ def test_shards_are_written_and_read(tmp_path: Path, family: Family) -> None:
     one, many = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "many")
     assert len(many.files()) > 3
     assert all(torch.equal(one.tensor(name), many.tensor(name)) for name in one)
+
+
+def test_threads_of_an_accelerators_own_change_no_byte(
+    tmp_path: Path, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(DOCUMENTS["ties"], tmp_path / "one", family, max_shard_bytes=3000, threads=3)
+    seen = []
+    start, load = TensorMaker.__init__, TensorMaker.calls
+
+    def accelerated(self: TensorMaker, devices: Sequence[torch.device]) -> None:
+        start(self, devices)
+        self._accelerated = True
+
+    def calls(self: TensorMaker, *given: Any) -> Any:
+        seen.append(threading.current_thread().name)
+        return load(self, *given)
+
+    monkeypatch.setattr(TensorMaker, "__init__", accelerated)
+    monkeypatch.setattr(TensorMaker, "calls", calls)
+    merge(DOCUMENTS["ties"], tmp_path / "two", family, max_shard_bytes=3000, threads=3)
+    assert {name.rpartition("_")[0] for name in seen} == {"mango-load"}
+    one, two = ({f.name: sha256_file(f) for f in (tmp_path / n).glob("*.safetensors")} for n in ("one", "two"))
+    assert len(one) > 3
+    assert one == two
+
+
+def test_an_accelerators_files_are_written_side_by_side() -> None:
+    beside, cpu = TensorMaker([torch.device("cuda", 0)]), TensorMaker([torch.device("cpu")])
+    assert (beside.num_files(16), cpu.num_files(16)) == (16, 8)
+    assert cpu.window() is None
+    with cpu.loaders(16) as none, beside.loaders(2) as some:
+        assert none is None
+        assert some is not None
+        assert some.submit(lambda: 1).result() == 1
 
 
 class TestHeads:

@@ -10,6 +10,7 @@ from pydantic import Field
 from mango.merging.methods.consensus import SparseParams, add_changes
 from mango.merging.methods.trimming import Trim, measure_trims, trimmed
 from mango.merging.registry import merge_method
+from mango.tensors.kernels import can_fuse
 from mango.tensors.scratch import Scratch
 
 
@@ -82,6 +83,14 @@ def ties(
     """
     if trims is None:
         trims = _measure(tensors, base=base, density=density, rescale=rescale)["trims"]
+    if can_fuse(base, *tensors):
+        from mango.tensors.electing_kernel import add_elected
+
+        flat = [tensor.reshape(-1) for tensor in (base, *tensors)]
+        how = [trim.as_change(w, first_position, base.numel()) for trim, w in zip(trims, weight, strict=True)]
+        kind = dtype or base.dtype
+        merged = add_elected(flat[0], flat[1:], how, normalize=normalize, lambda_=lambda_, dtype=kind)
+        return merged.view(base.shape)
     with Scratch() as buffers:
         start = buffers.double(base.reshape(-1))
         return add_changes(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mango.tensors.kernels import Change
 from mango.tensors.pieces import pieces
 from mango.tensors.scratch import Scratch
 from mango.tensors.selection import Kept, keep_largest, num_kept
@@ -42,6 +43,18 @@ class Trim:
         if self.outliers is not None:
             change.sub_(self.outliers.apply(change.clone(), first_position))
         return change if self.scale == 1.0 else change.mul_(self.scale)
+
+    def as_change(self, weight: float, first_position: int, num_elements: int) -> Change:
+        """Return it as a kernel takes it for a piece; there must be no outliers.
+
+        Args:
+            weight: of the model.
+            first_position: flat position of the piece's first element in the whole tensor.
+            num_elements: how many it has.
+        """
+        assert self.outliers is None, "no kernel drops outliers"
+        limits = (0, -1.0, -1.0) if self.kept is None else self.kept.limits(first_position, num_elements)
+        return Change(weight, *limits, self.scale)
 
 
 def measure_trims(
