@@ -283,6 +283,9 @@ def main() -> None:
     for name in ("smollm2", "gemma", "qwen"):  # where the files lay is nobody's business
         kept[kept.index(f"--{name}") + 1] = f"{name.upper()}.gguf"
     kept[kept.index("--work") + 1] = "FOLDER"
+    if "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
     if args.page:
         args.out.with_suffix(".md").write_text(page(results))
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 from mango.errors import CheckpointError
 from mango.fusion.bridge.forms import Forms
 from mango.fusion.bridge.links import Links, partners
-from mango.fusion.bridge.module import open_json
+from mango.fusion.bridge.module import _Opened, open_json
 from mango.fusion.bridge.reader import Reader
 from mango.fusion.bridge.telling import Back, Place, tell
 from mango.fusion.bridge.tree import Tree
@@ -218,6 +218,18 @@ def test_forms_are_found_by_what_they_begin_with() -> None:
 def test_what_is_no_tokenizer_is_refused(data: bytes) -> None:
     with pytest.raises(CheckpointError):
         open_json(data)
+
+
+def test_links_that_come_again_are_kept_up_to_a_limit(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = _Opened(TRUNK, GUEST, reader, [])
+    device = torch.device("cpu")
+    first = opened.links(b"a", device)
+    assert opened.links(b"a", device) is first
+    monkeypatch.setattr("mango.fusion.bridge.module.KEPT_PAIRS", first.num_pairs)
+    opened.links(b"c", device)
+    assert opened.links(b"a", device) is not first
+    assert opened._num_pairs == sum(links.num_pairs for links in opened._kept.values()) <= first.num_pairs
+    assert opened.links(b"", device) is opened.links(b"", device)
 
 
 def test_many_places_are_told_as_each_alone() -> None:

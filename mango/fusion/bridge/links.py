@@ -44,6 +44,11 @@ class Links:
         parts = (table[alone].T, sharing, several, tokens)
         return cls(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs."""
+        return self.single.shape[1] + self.several.shape[1]
+
     def to(self, device: torch.device) -> Links:
         """Return them on a device."""
         return Links(*(part.to(device) for part in (self.single, self.sharing, self.several, self.guests)))

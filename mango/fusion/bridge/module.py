@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 STEPS_BACK = 3
 """Tokens at the end of a text that the guest's next token may have begun before."""
-KEPT_LINKS = 4096
-"""Beginnings of tokens whose links are kept; the same few come again and again."""
+KEPT_PAIRS = 4_000_000
+"""Pairs of tokens, of all beginnings together, that are kept (about 100 MB); the same few come again and again."""
 
 
 @dataclass(frozen=True)
@@ -188,18 +188,23 @@ class _Opened:
         self.reader = reader
         self._special = special
         self._whole: dict[torch.device, Links] = {}
-        self.links_of = lru_cache(KEPT_LINKS)(self._links_of)
+        self._kept: OrderedDict[tuple[bytes, torch.device], Links] = OrderedDict()
+        self._num_pairs = 0
 
     def links(self, read: bytes, device: torch.device) -> Links:
         """Return the links of the guest's tokens of which these bytes have been read."""
-        if read:
-            return self.links_of(read, device)
-        if device not in self._whole:
-            self._whole[device] = Links.of([*partners(self.guest, self.trunk), *self._special]).to(device)
-        return self._whole[device]
-
-    def _links_of(self, read: bytes, device: torch.device) -> Links:
-        return Links.of(partners(self.guest, self.trunk, read)).to(device)
+        if not read:
+            if device not in self._whole:
+                self._whole[device] = Links.of([*partners(self.guest, self.trunk), *self._special]).to(device)
+            return self._whole[device]
+        found = self._kept.pop((read, device), None)
+        if found is None:
+            found = Links.of(partners(self.guest, self.trunk, read)).to(device)
+            self._num_pairs += found.num_pairs
+        self._kept[read, device] = found
+        while self._num_pairs > KEPT_PAIRS and len(self._kept) > 1:
+            self._num_pairs -= self._kept.popitem(last=False)[1].num_pairs
+        return found
 
 
 def open_json(data: bytes) -> Tokenizer:
