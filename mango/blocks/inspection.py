@@ -24,7 +24,6 @@ from mango.checkpoints import (
     resolve,
 )
 from mango.checkpoints.configurations import BOUNDS
-from mango.checkpoints.gguf_outline import gguf_file_of, outline_gguf
 from mango.errors import CheckpointError, UnsafeFileError
 from mango.tensors import floating_name, item_bytes
 
@@ -105,10 +104,13 @@ def inspect_model(source: ModelSource) -> Inspection:
         CheckpointError: the model is missing or cannot be read.
         UnsafeFileError: its configuration selects code, or the policy wants the revision of a Hub repository pinned.
     """
-    file = gguf_file_of(source)
-    if file is not None:
-        folder, outline = outline_gguf(file, default_cache())
-        return _inspect(source.source, read_configuration(folder), None, outline)
+    if source.gguf_file is not None or source.source.endswith(".gguf"):
+        from mango.checkpoints.gguf_outline import gguf_file_of, outline_gguf  # imports torch
+
+        file = gguf_file_of(source)
+        if file is not None:
+            folder, outline = outline_gguf(file, default_cache())
+            return _inspect(source.source, read_configuration(folder), None, outline)
     if _is_local(source):
         folder = resolve(source)
         checkpoint = refuse_folder(folder)
