@@ -94,7 +94,9 @@ def test_asking_for_what_is_not_supported_gives_the_tables_reason(model_type: st
     assert reason is not None
     with pytest.raises(MangoError) as asked:
         _ask(build(model_type), tmp_path, trunk="not fused as trunk" in reason)
-    assert one_line(asked.value).replace(f"{tmp_path}/", "") in reason
+    said = one_line(asked.value).replace(f"{tmp_path}/", "")
+    # A type that the table knows to have no blocks is refused before it is built, with all of the reason.
+    assert said in reason or said.endswith(reason)
 
 
 def _ask(tiny: Tiny, folder: Path, *, trunk: bool) -> None:
