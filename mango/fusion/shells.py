@@ -22,44 +22,7 @@ from mango.architectures.tasks import CAUSAL, IMAGE_TEXT
 from mango.errors import ArchitectureError
 from mango.fusion.pruning import pruned, put, without_blocks
 from mango.fusion.span_cache import InputsLayer, LayerMaker, SpanCache, keeps_state, layer_makers
-
-
-class _Zeros(nn.Module):
-    """Stands for an embedding whose output is replaced before the first block, whatever it is looked up with."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.zeros(1, 1, self.width, device=ids.device)
-
-
-class _Same(nn.Module):
-    """Returns the states that it is given, first or by name, among whatever else."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if args else kwargs["inputs_embeds"]
-
-
-class _Passing(nn.Module):
-    """Stands for a module behind the blocks: it returns the states that it is given.
-
-    What a model reads of the module that it stands for, such as the element type of its weights, it still finds.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["_original"] = original  # no part of this one: it holds no data
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_original"], name)
-
-    def forward(self, states: Any, *args: Any, **kwargs: Any) -> Any:
-        return states
+from mango.fusion.stand_ins import Passing, PassingBehind, Same, Zeros
 
 
 class StatesAlone(BaseModelOutputWithPoolingAndCrossAttentions):
@@ -70,35 +33,12 @@ class StatesAlone(BaseModelOutputWithPoolingAndCrossAttentions):
             raise AttributeError(name)
 
 
-class _PassingBehind(_Passing):
-    """Stands for a module that runs before the blocks and again behind them, where it returns the states it is given.
-
-    Args:
-        original: the module.
-        base: the model whose forward pass runs it.
-    """
-
-    def __init__(self, original: nn.Module, base: nn.Module) -> None:
-        super().__init__(original)
-        self._ran = False
-        base.register_forward_pre_hook(self._begin)
-
-    def _begin(self, _module: nn.Module, _args: Any) -> None:
-        self._ran = False
-
-    def forward(self, states: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._ran:
-            return states
-        self._ran = True
-        return self.__dict__["_original"](states, *args, **kwargs)
-
-
 def _drop_before(base: nn.Module, parts: ComponentMap, kept: tuple[str, ...] = ()) -> None:
     for path in parts.before:
         if path in kept:
             continue
         module = base.get_submodule(path)
-        put(base, path, _Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else _Same())
+        put(base, path, Zeros(module.embedding_dim) if isinstance(module, nn.Embedding) else Same())
 
 
 CACHE_NAMES = ("past_key_values", "cache_params")
@@ -166,7 +106,7 @@ class Body(GradientCheckpointingLayer):
         for path in parts.after:
             module = base.get_submodule(path)
             framing = front and path in parts.before
-            put(base, path, _PassingBehind(module, base) if framing else _Passing(module))
+            put(base, path, PassingBehind(module, base) if framing else Passing(module))
         self.base: PreTrainedModel = base  # type: ignore[assignment]
         self.front = front
         self.start = start
