@@ -10,10 +10,11 @@ import torch
 from tokenizers import normalizers
 from torch import Tensor
 
+from mango.checkpoints.tokenizer_bytes import tokenizer_from_bytes
 from mango.errors import CheckpointError
 from mango.fusion.bridge.forms import Forms
 from mango.fusion.bridge.links import Links, partners
-from mango.fusion.bridge.module import _Opened, open_json
+from mango.fusion.bridge.module import _Opened
 from mango.fusion.bridge.reader import Reader
 from mango.fusion.bridge.telling import Back, Place, tell
 from mango.fusion.bridge.tree import Tree
@@ -217,7 +218,7 @@ def test_forms_are_found_by_what_they_begin_with() -> None:
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"model": {"type": "Nothing"}}', b"\xff"])
 def test_what_is_no_tokenizer_is_refused(data: bytes) -> None:
     with pytest.raises(CheckpointError):
-        open_json(data)
+        tokenizer_from_bytes(data)
 
 
 def test_links_that_come_again_are_kept_up_to_a_limit(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

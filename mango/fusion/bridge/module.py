@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from mango.checkpoints import check_tokenizer
+from mango.checkpoints.tokenizer_bytes import tokenizer_from_bytes
 from mango.errors import CheckpointError
 from mango.fusion.bridge.forms import Forms
 from mango.fusion.bridge.links import Links, partners
 from mango.fusion.bridge.reader import Reader
 from mango.fusion.bridge.telling import Back, Place, tell
 from mango.fusion.bridge.tree import Tree
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 STEPS_BACK = 3
 """Tokens at the end of a text that the guest's next token may have begun before."""
@@ -129,7 +123,7 @@ class Bridge(nn.Module):
             trunk = Forms.unpack(tensor["trunk_text"], tensor["trunk_sizes"])
             guest = Forms.unpack(tensor["guest_text"], tensor["guest_sizes"])
             theirs, ours = tensor["special"].tolist()
-            tokenizer = open_json(tensor["tokenizer"].cpu().numpy().tobytes())
+            tokenizer = tokenizer_from_bytes(tensor["tokenizer"].cpu().numpy().tobytes())
             reader = Reader(tokenizer, trunk, guest, dict(zip(ours, theirs, strict=True)), self.sizes.begin)
             self._opened = _Opened(trunk, guest, reader, list(zip(theirs, ours, strict=True)))
         return self._opened
@@ -205,23 +199,3 @@ class _Opened:
         while self._num_pairs > KEPT_PAIRS and len(self._kept) > 1:
             self._num_pairs -= self._kept.popitem(last=False)[1].num_pairs
         return found
-
-
-def open_json(data: bytes) -> Tokenizer:
-    """Open the content of a ``tokenizer.json``, checked first as a file is.
-
-    Raises:
-        CheckpointError: it is malformed.
-        UnsafeFileError: it holds more than any real tokenizer.
-    """
-    from tokenizers import Tokenizer
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        path.write_bytes(data)
-        check_tokenizer(folder)
-        try:
-            json.loads(data)
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare exceptions
-            raise CheckpointError(f"a bridge's tensors hold no tokenizer: {error}; build the model again") from error
